@@ -99,7 +99,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_manifest(text: str) -> Manifest:
-    """The manifest in `text`. Raises `ManifestError`, which names the field; nothing is accepted by halves."""
+    """The manifest in `text`. Raises `ManifestError`, which names the field, and accepts no half of it."""
     if len(text.encode()) > SIZE_LIMIT_BYTES:
         raise ManifestError("", f"the manifest is larger than {SIZE_LIMIT_BYTES} bytes")
     top = _convert("", _load_yaml(text), _Top)
