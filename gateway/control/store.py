@@ -91,6 +91,8 @@ class Store(Protocol):
     async def put(self, state: State, expect: Revision, author: Author, changes: Changes) -> Revision:
         """Replaces the document if the revision is still `expect` (0.0: if the store is empty).
 
+        `Revision(E, 0)` also expects an empty store and begins epoch E in it: how a replica whose store was
+        emptied gives it the state back as something newer (type `restore` in the history).
         A known `op_id` returns its first revision and changes nothing. Raises `Conflict`.
         """
 
@@ -98,7 +100,8 @@ class Store(Protocol):
         """Adds denies (key → version for people); needs no expected revision, because denies commute.
 
         Denies that exist already are left as they are; where all of them do, nothing changes and the
-        present revision is returned.
+        present revision is returned. An empty store has nothing to deny: `Conflict` with 0.0, as from
+        `undeny` and `reject`.
         """
 
     async def undeny(self, keys: Sequence[DenyKey], author: Author, changes: Changes) -> Revision:
