@@ -24,21 +24,25 @@ class RedisServer:
         self.kind = kind
         self.port = _free_port()
         self._binary = binary(kind)
-        self._directory = directory
+        self.directory = directory
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None
+
     def start(self, *options: str) -> None:
         """Returns when the server answers; the options are the server's own, as on its command line."""
-        self._directory.mkdir(parents=True, exist_ok=True)
-        with (self._directory / "log").open("ab") as log:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
                     *(self._binary, "--port", str(self.port), "--bind", "127.0.0.1"),
-                    *("--dir", str(self._directory), "--save", "", "--appendonly", "yes"),
+                    *("--dir", str(self.directory), "--save", "", "--appendonly", "yes"),
                     *("--appendfsync", "always", *options),
                 ],
                 stdout=log,
@@ -80,7 +84,7 @@ class RedisServer:
         until = time.monotonic() + READY_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"{self.kind} did not start:\n{(self._directory / 'log').read_text()}")
+                raise RuntimeError(f"{self.kind} did not start:\n{(self.directory / 'log').read_text()}")
             time.sleep(0.01)
 
     def _answers(self) -> bool:
