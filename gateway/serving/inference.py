@@ -115,7 +115,7 @@ class Inference:
         error: InferenceError,
         done: Callable[[Answer], None],
         started_ns: int,
-    ) -> None:
+    ) -> Answer:
         """Counts and answers a request that could not be decoded."""
         answer = Answer(started_ns, done)
         snapshot = self._live.snapshot
@@ -123,6 +123,7 @@ class Inference:
         route = snapshot.routes.get(route_name)
         answer._observations = route.refused if route is not None else self._live.refused(UNKNOWN)
         answer._fail(error)
+        return answer
 
     def _choose(self, route: LiveRoute, request: InferRequest, header: Header) -> ServedArm:
         entry = route.entry

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from concurrent.futures import Executor
 from pathlib import Path
 
-from gateway.serving.batching import Batcher
-from gateway.serving.engine import Engine
+from gateway.serving.batching import LOOP_BUDGET_NS, Batcher
+from gateway.serving.engine import Engine, EngineError
 from gateway.serving.engines.onnx import load_onnx
 from gateway.serving.live import EngineKey, LoadedVersion
+
+log = logging.getLogger(__name__)
 
 LOADS_AT_ONCE = 2
 """Loading is heavy on memory and cores, and what serves goes first."""
@@ -40,8 +43,13 @@ class Loader:
 
 def _load(key: EngineKey, path: Path) -> tuple[Engine, int]:
     engine = load_onnx(path, key.options)
-    engine.warm()
-    # The second run tells what a run costs; the first one pays for lazy set-up.
-    started = time.perf_counter_ns()
-    engine.warm()
+    try:
+        engine.warm()
+        # The second run tells what a run costs; the first one pays for lazy set-up.
+        started = time.perf_counter_ns()
+        engine.warm()
+    except EngineError as error:
+        # Zeros are no legal input for every model. It may well serve, from a thread until it was measured.
+        log.warning("version %s was not warmed: %s", key.digest[:12], error)
+        return engine, LOOP_BUDGET_NS + 1
     return engine, time.perf_counter_ns() - started

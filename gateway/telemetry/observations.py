@@ -33,6 +33,7 @@ QUEUE_NS = LATENCY_NS + 1
 ENGINE_NS = QUEUE_NS + 1
 ROWS = ENGINE_NS + 1
 LAST_MS = ROWS + 1
+FAILED_NS = LAST_MS + 1
 BATCHES = LAST_MS + 4
 LATENCY = BATCHES + BATCH_BUCKETS
 ENGINE = LATENCY + BUCKETS
@@ -92,6 +93,8 @@ class VersionObservations:
         slots, base = self._slots, self._base
         slots[base + _CODE_SLOT.get(code, _OTHER_SLOT)] += 1
         slots[base + LATENCY_NS] += duration_ns
+        if code != 200:
+            slots[base + FAILED_NS] += duration_ns
         slots[base + LATENCY + bucket_of(duration_ns)] += 1
 
     def ran(self, rows: int, queued_ns: int, engine_ns: int, now_ms: int) -> None:
