@@ -7,6 +7,7 @@ import struct
 from collections.abc import Sequence
 from functools import cache
 from itertools import chain
+from math import prod
 from types import GenericAlias
 from typing import Any
 
@@ -47,14 +48,6 @@ def known_datatype(name: str, datatype: str) -> Datatype:
     return known
 
 
-def element_count(shape: Sequence[int]) -> int:
-    """Python's integers cannot overflow, so no product of dimensions passes for a small one."""
-    count = 1
-    for size in shape:
-        count *= size
-    return count
-
-
 def array_from_numbers(name: str, datatype: str, shape: list[int], data: list[int | float]) -> Array:
     """Flat numbers, whose types msgspec has checked: neither bools nor strings are among them.
 
@@ -63,13 +56,16 @@ def array_from_numbers(name: str, datatype: str, shape: list[int], data: list[in
     code = _CODES.get(datatype)
     if code is None:
         return _array_of_no_numbers(name, datatype, shape, data)
-    if len(data) != element_count(shape):
+    # math.prod's integers do not overflow, so no product of dimensions passes for a small one.
+    if len(data) != prod(shape):
         raise _wrong_count(name, shape, len(data))
+    row = DATATYPES[datatype]
     try:
-        raw = struct.pack(f"<{len(data)}{code}", *data)
+        return np.ndarray(shape, row.dtype, struct.pack(f"<{len(data)}{code}", *data))
     except (struct.error, OverflowError):
-        raise _does_not_fit(name, DATATYPES[datatype], data) from None
-    return shaped(name, np.frombuffer(raw, DATATYPES[datatype].dtype), shape)
+        raise _does_not_fit(name, row, data) from None
+    except ValueError:
+        raise _too_large(name, shape) from None
 
 
 def array_from_json(name: str, datatype: str, shape: list[int], data: bytes | memoryview) -> Array:
@@ -86,7 +82,7 @@ def array_from_json(name: str, datatype: str, shape: list[int], data: bytes | me
         elements = _flatten(name, shape, elements)
     if datatype in _CODES:
         return array_from_numbers(name, datatype, shape, elements)
-    if len(elements) != element_count(shape):
+    if len(elements) != prod(shape):
         raise _wrong_count(name, shape, len(elements))
     if datatype == "BYTES":
         return shaped(name, object_array([text.encode() for text in elements]), shape)
@@ -105,7 +101,7 @@ def shaped(name: str, array: Array, shape: Sequence[int]) -> Array:
     try:
         return array.reshape(tuple(shape))
     except ValueError:
-        raise InferenceError(400, f"input {name!r} has shape {shown_shape(shape)}: it is too large") from None
+        raise _too_large(name, shape) from None
 
 
 def shown_shape(shape: Sequence[int]) -> str:
@@ -158,15 +154,19 @@ def _array_of_no_numbers(name: str, datatype: str, shape: list[int], data: list[
     if data:
         wanted = "true and false" if datatype == "BOOL" else "strings"
         raise InferenceError(400, f"input {name!r} is {datatype}, but its data has numbers: use {wanted}")
-    if element_count(shape):
+    if prod(shape):
         raise _wrong_count(name, shape, 0)
     return shaped(name, np.empty(0, row.dtype), shape)
+
+
+def _too_large(name: str, shape: Sequence[int]) -> InferenceError:
+    return InferenceError(400, f"input {name!r} has shape {shown_shape(shape)}, which is too large")
 
 
 def _wrong_count(name: str, shape: list[int], got: int) -> InferenceError:
     return InferenceError(
         400,
-        f"input {name!r} has shape {shown_shape(shape)}, which takes {element_count(shape)} elements, "
+        f"input {name!r} has shape {shown_shape(shape)}, which takes {prod(shape)} elements, "
         f"but its data has {got}",
     )
 

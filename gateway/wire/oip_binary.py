@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 
 from gateway.serving.datatypes import DATATYPES, RAW
 from gateway.serving.engine import Array
 from gateway.serving.tensors import InferenceError, InferRequest, InputTensor
-from gateway.wire.oip_arrays import element_count, known_datatype, object_array, shaped, shown_shape
+from gateway.wire.oip_arrays import known_datatype, object_array, shaped, shown_shape
 
 Buffer = bytes | memoryview
 
@@ -38,7 +39,7 @@ class BinaryReader:
                 f"but {len(self._body) - offset} bytes of binary data are left in the body",
             )
         self._offset = end
-        count = element_count(shape)
+        count = prod(shape)
         if row.size_bytes == 0:
             return decode_bytes_tensor(name, shape, memoryview(self._body)[offset:end])
         if count * row.size_bytes != size_bytes:
@@ -71,7 +72,7 @@ def check_bools(name: str, array: Array) -> None:
 
 def decode_bytes_tensor(name: str, shape: Sequence[int], raw: Buffer) -> Array:
     """BYTES elements, each behind its length of four bytes. Raises `InferenceError` (400)."""
-    count = element_count(shape)
+    count = prod(shape)
     if count * _LENGTH.size > len(raw):
         raise InferenceError(
             400,

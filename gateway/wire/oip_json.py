@@ -152,7 +152,7 @@ def _input(tensor: _FlatInput | _AnyInput, binary: BinaryReader) -> InputTensor:
     if parameters is not None and parameters.shared_memory_region is not None:
         raise _no_shared_memory("input", tensor.name)
     size = None if parameters is None else parameters.binary_data_size
-    data = _given(tensor.data)
+    data = tensor.data if isinstance(tensor, _FlatInput) else _given(tensor.data)
     if (size is None) == (data is None):
         raise InferenceError(
             400,
@@ -169,10 +169,7 @@ def _input(tensor: _FlatInput | _AnyInput, binary: BinaryReader) -> InputTensor:
     return InputTensor(name=tensor.name, datatype=tensor.datatype, array=array)
 
 
-def _given(data: list[int | float] | msgspec.Raw | None) -> list[int | float] | memoryview | None:
-    """The data as numbers or as text; None where there is none."""
-    if not isinstance(data, msgspec.Raw):
-        return data
+def _given(data: msgspec.Raw) -> memoryview | None:
     text = memoryview(data)
     return None if len(text) in (0, 4) and bytes(text) in (b"", b"null") else text
 

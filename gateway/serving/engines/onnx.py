@@ -18,9 +18,9 @@ from gateway.serving.engines.onnx_tensors import bytes_to_str, run_with_bfloat16
 
 Run = Callable[[Sequence[str], Mapping[str, Array]], list[Array]]
 
-WARM_SIZES = (1, 64, 512)
+WARM_SIZES = (1, 256)
 """What a warm-up tries for a dynamic dimension that is not an input's first: samples, tokens, pixels.
-Silero-vad pads its samples by reflection, for which one is too few."""
+Silero-vad takes 256 samples at 8 kHz and 512 at 16, and reads the zero that is its rate as 8 kHz."""
 _SILENT = 4
 """ONNX Runtime's severity FATAL: what fails is raised, and its caller says what becomes of it."""
 _REASON_CHARS = 600

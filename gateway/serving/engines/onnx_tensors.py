@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,20 @@ from gateway.serving.tensors import InferenceError
 
 _ONNX_BFLOAT16 = 16
 """TensorProto.BFLOAT16."""
+_WARM_ELEMENTS = 2**26
 
 
 def zeros(spec: TensorSpec, size: int) -> Array:
-    """An input of zeros: its first dynamic dimension, mostly the batch, is 1, the further ones are `size`."""
+    """An input of zeros: its first dynamic dimension, mostly the batch, is 1, the further ones are `size`.
+
+    Raises `EngineError` where that is too much to allocate for a trial.
+    """
     first = spec.shape.index(-1) if -1 in spec.shape else -1
     shape = tuple(
         fixed if fixed >= 0 else 1 if axis == first else size for axis, fixed in enumerate(spec.shape)
     )
+    if prod(shape) > _WARM_ELEMENTS:
+        raise EngineError(f"input {spec.name!r} of shape {list(shape)} is too large for a warm-up")
     if spec.datatype == "BYTES":
         return np.full(shape, b"", dtype=object)
     return np.zeros(shape, DATATYPES[spec.datatype].dtype)
