@@ -57,7 +57,9 @@ def split_model(text: str) -> tuple[str, str]:
     if not REGISTRY_NAME.fullmatch(registry):
         raise InvalidReference(f"registry {registry[:80]!r} must match {REGISTRY_NAME.pattern}")
     if len(model) > MODEL_LIMIT or not model.isprintable():
-        raise InvalidReference(f"model in {text[:80]!r} must be printable and at most {MODEL_LIMIT} characters")
+        raise InvalidReference(
+            f"model in {text[:80]!r} must be printable and at most {MODEL_LIMIT} characters"
+        )
     if any(part in ("", ".", "..") for part in model.split("/")) or "\\" in model:
         raise InvalidReference(f"model {model[:80]!r} has an empty, '.' or '..' part, or a backslash")
     return registry, model
@@ -149,8 +151,8 @@ class ModelVersion:
 def version_digest(files: Iterable[tuple[str, int, str]]) -> str:
     """SHA-256, in hex, over the sorted (path, size in bytes, SHA-256 in hex) of a version's files.
 
-        >>> version_digest([("model.onnx", 3, hashlib.sha256(b"abc").hexdigest())])[:16]
-        '912568cee4056ec1'
+    >>> version_digest([("model.onnx", 3, hashlib.sha256(b"abc").hexdigest())])[:16]
+    '912568cee4056ec1'
     """
     total = hashlib.sha256(b"turnout-version-1\n")
     for path, size_bytes, sha256 in sorted(files):
