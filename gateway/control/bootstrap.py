@@ -28,7 +28,9 @@ class Bootstrap:
     file would undo a rollout. `turnout apply` is the way there.
     """
 
-    def __init__(self, config: Path | None, operations: Operations, deliverer: Deliverer, *, shared: bool) -> None:
+    def __init__(
+        self, config: Path | None, operations: Operations, deliverer: Deliverer, *, shared: bool
+    ) -> None:
         self._config = config
         self._operations = operations
         self._deliverer = deliverer

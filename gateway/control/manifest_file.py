@@ -21,7 +21,9 @@ def read_manifest(path: Path) -> Manifest:
 def based(manifest: Manifest, base: Path) -> Manifest:
     """The manifest with the relative paths of its directory registries made absolute."""
     registries = {
-        name: msgspec.structs.replace(declared, options={**declared.options, "path": str(base / declared.options["path"])})
+        name: msgspec.structs.replace(
+            declared, options={**declared.options, "path": str(base / declared.options["path"])}
+        )
         if declared.type == "directory" and isinstance(declared.options.get("path"), str)
         else declared
         for name, declared in manifest.registries.items()

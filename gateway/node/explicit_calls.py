@@ -47,7 +47,9 @@ class ExplicitCalls:
             self._remember((route_name, version))
             raise missing from None
         except (RegistryError, OSError) as error:
-            raise CallFailed(f"'{route_name}' version {version} is not available: {error}", status=503, retry_after_s=5) from error
+            raise CallFailed(
+                f"'{route_name}' version {version} is not available: {error}", status=503, retry_after_s=5
+            ) from error
         if DenyKey(route_name, found.digest) in held.denies:
             raise CallFailed(f"version {version} of route '{route_name}' is denied", status=403)
         return Located(found, self._versions.paths([found])[found.digest])

@@ -70,6 +70,7 @@ class WorkerPool:
         self._slots = [_Slot(index) for index in range(count)]
         self._ring: dict[str, Any] = {"held": encode_in_force(EMPTY), "paths": {}}
         self._stopping = False
+        self.restarts = 0
 
     @property
     def total(self) -> int:
@@ -158,6 +159,7 @@ class WorkerPool:
             await self._bring_up(slot)
             code = await slot.process.wait()
             if not self._stopping:
+                self.restarts += 1
                 log.warning(
                     "worker %d (pid %d) ended with %s: replacing it", slot.index, slot.process.pid, code
                 )

@@ -17,7 +17,8 @@ from typing import Any
 import msgspec
 import uvicorn
 
-from gateway.admin.api import Admin, admin_app
+from gateway.admin.api import admin_app
+from gateway.admin.replica import Replica
 from gateway.control import state_file
 from gateway.control.bootstrap import Bootstrap
 from gateway.control.deliver import Deliverer
@@ -84,7 +85,9 @@ class Supervisor:
         self.operations = Operations(self.store, self.deliverer, self.versions)
         self.reader = Reader(self.store, self.deliverer, self.operations, self.events)
         self.collector = TurnoutCollector(totals=self.totals, standing=self.standing)
-        self._bootstrap = Bootstrap(settings.config, self.operations, self.deliverer, shared=self.store.shared)
+        self._bootstrap = Bootstrap(
+            settings.config, self.operations, self.deliverer, shared=self.store.shared
+        )
         self._report_now = asyncio.Event()
         self._stopping = asyncio.Event()
         self._fetched_bytes = 0
@@ -97,7 +100,7 @@ class Supervisor:
             mirrored = await asyncio.to_thread(_last_known_good, self._mirror)
             if mirrored is not None:
                 await self.deliverer.start(mirrored)
-            admin = uvicorn.Server(_admin_config(admin_app(Admin(self))))
+            admin = uvicorn.Server(_admin_config(admin_app(self._replica_view())))
             tasks = [
                 asyncio.create_task(task)
                 for task in (
@@ -120,6 +123,21 @@ class Supervisor:
             raise failed
         return 0
 
+    def _replica_view(self) -> Replica:
+        return Replica(
+            operations=self.operations,
+            deliverer=self.deliverer,
+            store=self.store,
+            versions=self.versions,
+            events=self.events,
+            collector=self.collector,
+            totals=self.totals,
+            ready=lambda: self.ready,
+            degraded=self.degraded,
+            member=self.member,
+            token=self._settings.admin_token,
+        )
+
     @property
     def ready(self) -> bool:
         """Whether this replica serves: as long as it has a state and a worker, whatever the store does."""
@@ -127,7 +145,12 @@ class Supervisor:
 
     def degraded(self) -> list[str]:
         """In words, all that is not as it should be; none of it keeps this replica from serving."""
-        found = [self.reader.trouble, self.deliverer.error, self.deliverer.mirror_error, self._bootstrap.trouble]
+        found = [
+            self.reader.trouble,
+            self.deliverer.error,
+            self.deliverer.mirror_error,
+            self._bootstrap.trouble,
+        ]
         found += self.deliverer.applied.errors
         if self.pool.ready < self.pool.total:
             found.append(f"{self.pool.ready} of {self.pool.total} workers are ready")
@@ -137,7 +160,9 @@ class Supervisor:
         served = set(self.shares())
         names = self.deliverer.held.state.routes
         return self.ledger.totals(
-            lambda labels: labels in served or (labels.route in names and not labels.version) or labels.route == UNKNOWN
+            lambda labels: (
+                labels in served or (labels.route in names and not labels.version) or labels.route == UNKNOWN
+            )
         )
 
     def shares(self) -> dict[Labels, float]:
@@ -301,7 +326,9 @@ def _listener(host: str, port: int, option: str) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise SettingsError(f"{host}:{port} cannot be bound ({error.strerror}): choose another {option}") from error
+        raise SettingsError(
+            f"{host}:{port} cannot be bound ({error.strerror}): choose another {option}"
+        ) from error
     listener.listen(2048)
     listener.setblocking(False)
     return listener

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from gateway.routing.table import Arm
 from gateway.serving.batching import Work
+from gateway.serving.classification import classify
 from gateway.serving.engine import Array
 from gateway.serving.explicit import ExplicitVersions
 from gateway.serving.live import Live, LiveRoute, ServedArm, Snapshot
@@ -153,10 +154,12 @@ class Inference:
         inputs, outputs = loaded.checker.check(route_name, request)
 
         def ran(outcome: list[Array] | InferenceError) -> None:
-            if isinstance(outcome, InferenceError):
-                answer.error = outcome
-            else:
+            try:
+                if isinstance(outcome, InferenceError):
+                    raise outcome
                 answer.response = _response(route_name, served, request, outputs, outcome)
+            except InferenceError as error:
+                answer.error = error
             answer._done(answer)
 
         answer._work = Work(
@@ -226,10 +229,16 @@ def _sticky_key(route: LiveRoute, request: InferRequest, header: Header) -> byte
 def _response(
     route_name: str, served: ServedArm, request: InferRequest, names: tuple[str, ...], arrays: list[Array]
 ) -> InferResponse:
-    specs = {spec.name: spec for spec in served.loaded.engine.signature.outputs}
+    """Raises `InferenceError` where an output cannot be classified as the request wants."""
+    signature = served.loaded.engine.signature
+    datatypes = {spec.name: spec.datatype for spec in signature.outputs}
     wanted = {output.name: output for output in request.outputs}
     outputs = []
     for name, array in zip(names, arrays, strict=True):
-        binary = wanted[name].binary if name in wanted else request.binary_default
-        outputs.append(OutputTensor(name=name, datatype=specs[name].datatype, array=array, binary=binary))
+        asked = wanted.get(name)
+        binary = asked.binary if asked is not None else request.binary_default
+        output = OutputTensor(name=name, datatype=datatypes[name], array=array, binary=binary)
+        if asked is not None and asked.classification:
+            output = classify(output, asked.classification, batched=signature.batchable)
+        outputs.append(output)
     return InferResponse(route=route_name, version=served.pin.version, outputs=outputs, id=request.id)
