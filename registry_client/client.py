@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Protocol, runtime_checkable
 
@@ -12,6 +13,11 @@ from registry_client.errors import InvalidConfiguration
 from registry_client.models import Capabilities, ModelFile, ModelVersion
 
 ENTRY_POINT_GROUP = "turnout.registries"
+
+_BUILT_IN = {
+    "directory": "registry_client.adapters.directory:open_directory",
+    "mlflow": "registry_client.adapters.mlflow:open_mlflow",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +67,7 @@ Opener = Callable[[str, Mapping[str, object]], RegistryClient]
 
 def registry_types() -> list[str]:
     """The types that `open_registry` knows: our own and those of installed third parties."""
-    return sorted({*_built_in(), *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
+    return sorted({*_BUILT_IN, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
 
 
 def open_registry(name: str, kind: str, options: Mapping[str, object]) -> RegistryClient:
@@ -70,20 +76,14 @@ def open_registry(name: str, kind: str, options: Mapping[str, object]) -> Regist
     A third party adds a type by an entry point in the group `turnout.registries` that names an `Opener`;
     it cannot replace a built-in one. Raises `InvalidConfiguration` for an unknown type or bad options.
     """
-    built_in = _built_in()
-    if kind in built_in:
-        return built_in[kind](name, options)
+    if kind in _BUILT_IN:
+        # Imported here: an adapter brings its libraries along, and only the declared ones are needed.
+        module, _, function = _BUILT_IN[kind].partition(":")
+        built_in: Opener = getattr(import_module(module), function)
+        return built_in(name, options)
     for point in entry_points(group=ENTRY_POINT_GROUP, name=kind):
         opener: Opener = point.load()
         return opener(name, options)
     raise InvalidConfiguration(
         f"registry {name!r} has the unknown type {kind!r}; known types: {', '.join(registry_types())}"
     )
-
-
-def _built_in() -> dict[str, Opener]:
-    # Imported here: an adapter brings its libraries along, and only the declared ones are needed.
-    from registry_client.adapters.directory import open_directory
-    from registry_client.adapters.mlflow import open_mlflow
-
-    return {"directory": open_directory, "mlflow": open_mlflow}
