@@ -210,9 +210,7 @@ class _Api:
             {
                 "versions": [
                     {
-                        **documents.version_document(
-                            version, version.digest or versions.weights.known_digest(version)
-                        ),
+                        **documents.version_document(version, await versions.weights.known_digest(version)),
                         "aliases": sorted(
                             alias for alias, number in aliases.items() if number == version.version
                         ),
@@ -235,9 +233,9 @@ class _Api:
         weights = self._replica.versions.weights
         in_use = self._replica.deliverer.in_use()
         cached = [
-            {**msgspec.to_builtins(entry), "in_use": entry.digest in in_use} for entry in weights.list()
+            {**msgspec.to_builtins(entry), "in_use": entry.digest in in_use} for entry in await weights.list()
         ]
-        return _json({"versions": cached, "bytes": weights.total_bytes, "fetches": list(weights.progress())})
+        return _json({"versions": cached, "fetches": list(weights.progress())})
 
     async def prune(self, request: Request) -> Response:
         body = await _body(request, _PruneBody)

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from gateway.control.deliver import PrepareFailed
 from gateway.control.store import Conflict, StoreUnavailable
+from gateway.control.weights_errors import WeightsError, WeightsRefused
 from gateway.routing.change import ChangeRefused, UnknownName
 from gateway.routing.manifest import ManifestError
 from registry_client import errors as registry
@@ -24,6 +25,8 @@ _STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (Conflict, 409, "The state has moved on"),
     (StoreUnavailable, 503, "The store cannot be reached"),
     (PrepareFailed, 422, "A version cannot be served"),
+    (WeightsRefused, 422, "The version is not served here"),
+    (WeightsError, 507, "The weights cache cannot take it"),
     (registry.InvalidReference, 422, "The reference is refused"),
     (registry.InvalidConfiguration, 422, "The registry is misconfigured"),
     (registry.NotFound, 404, "Not in the registry"),

@@ -11,6 +11,7 @@ from gateway.control.deliver import Deliverer, PrepareFailed
 from gateway.control.manifest_file import read_manifest
 from gateway.control.operations import Operations
 from gateway.control.store import Author, Conflict, StoreUnavailable
+from gateway.control.weights_errors import WeightsError
 from gateway.routing.change import ChangeRefused
 from gateway.routing.manifest import Manifest, ManifestError
 from gateway.routing.state import EMPTY, Revision
@@ -40,8 +41,10 @@ class Bootstrap:
     async def run(self, store_reached: asyncio.Event) -> None:
         if self._config is not None:
             await store_reached.wait()
-            while not await self._settled(self._config):
+            settled = await self._settled(self._config)
+            while not settled:
                 await asyncio.sleep(RETRY_S)
+                settled = await self._settled(self._config)
         await asyncio.Event().wait()
 
     async def _settled(self, config: Path) -> bool:
@@ -62,7 +65,7 @@ class Bootstrap:
         except (ManifestError, ChangeRefused) as error:
             self._note(f"{config} is refused: {error}")
             return held is not EMPTY
-        except (RegistryError, PrepareFailed, StoreUnavailable, OSError) as error:
+        except (RegistryError, WeightsError, PrepareFailed, StoreUnavailable, OSError) as error:
             self._note(f"{config} cannot be applied yet: {error}")
             return False
         self.trouble = ""

@@ -15,6 +15,7 @@ from gateway.control import state_file
 from gateway.control.events import Events
 from gateway.control.store import Author
 from gateway.control.versions import Versions
+from gateway.control.weights_errors import WeightsError
 from gateway.routing.state import EMPTY, Deny, DenyKey, EngineOptions, InForce, Pin, State
 from gateway.routing.table import compile_table
 from registry_client.errors import RegistryError
@@ -83,6 +84,7 @@ class Deliverer:
     async def start(self, mirrored: InForce) -> None:
         """The last-known-good state, with the versions that are in the cache; the rest is fetched by `run`."""
         self._target = mirrored
+        await self._versions.recall(pin for pin, _ in _required(mirrored).values())
         await self._apply(lambda _: mirrored)
         self._wake.set()
 
@@ -129,7 +131,7 @@ class Deliverer:
                     if (pin.digest, options) not in present or self.applied.errors:
                         path = self._versions.paths([pin])[pin.digest]
                         await self._workers.load(pin, options, path)
-                except (RegistryError, OSError) as error:
+                except (RegistryError, WeightsError, OSError) as error:
                     raise PrepareFailed(f"{at} cannot be fetched: {error}") from error
                 except LoadFailed as error:
                     raise PrepareFailed(f"{at} cannot be loaded: {error}") from error
@@ -189,7 +191,7 @@ class Deliverer:
         return target == self.held and not self._missing(target) and not self.applied.errors
 
     def _missing(self, held: InForce) -> bool:
-        return any(self._versions.weights.get(digest) is None for digest, _ in _required(held))
+        return any(not self._versions.fetched(digest) for digest, _ in _required(held))
 
     def _unpublished(self, target: InForce) -> dict[DenyKey, Deny]:
         """Denies that only this replica knows yet: what the store says does not lift them."""

@@ -24,11 +24,13 @@ class Versions:
     def __init__(self, registries: Registries, weights: WeightsCache) -> None:
         self.registries = registries
         self.weights = weights
+        self._paths: dict[str, str] = {}
+        # What a ring tells the workers must be at hand at once: a rollback waits for no disk.
 
     async def look_up(self, reference: ModelRef, declared: Declared) -> tuple[Pin, ModelVersion]:
         """The pin behind a reference at this moment; its digest is "" where only a fetch can tell it."""
         version = await self.registries.resolve(reference, declared)
-        digest = version.digest or self.weights.known_digest(version) or ""
+        digest = await self.weights.known_digest(version) or ""
         pin = Pin(
             registry=version.registry,
             model=version.model,
@@ -53,17 +55,27 @@ class Versions:
     async def fetch(self, pin: Pin, declared: Declared) -> tuple[Pin, CachedVersion]:
         """The version's files, verified, and the pin with its digest. One fetch, however many ask.
 
-        What is in the cache needs no registry. Raises `RegistryError`s.
+        What is in the cache needs no registry. Raises `RegistryError`s and `WeightsError`s.
         """
-        cached = self.weights.get(pin.digest) if pin.digest else None
+        cached = await self.weights.get(pin.digest) if pin.digest else None
         if cached is None:
             cached = await self._download(pin, declared)
+        self._paths[cached.digest] = str(model_path(cached))
         return msgspec.structs.replace(pin, digest=cached.digest), cached
 
+    async def recall(self, pins: Iterable[Pin]) -> None:
+        """Looks for versions in the cache only; what is there and undamaged has a path from now on."""
+        for pin in pins:
+            cached = await self.weights.get(pin.digest)
+            if cached is not None:
+                self._paths[pin.digest] = str(model_path(cached))
+
     def paths(self, pins: Iterable[Pin]) -> dict[str, str]:
-        """Digest → model file, of the pins that are in the cache."""
-        found = {pin.digest: self.weights.get(pin.digest) for pin in pins}
-        return {digest: str(model_path(cached)) for digest, cached in found.items() if cached is not None}
+        """Digest → model file, of the pins that were fetched or recalled."""
+        return {pin.digest: self._paths[pin.digest] for pin in pins if pin.digest in self._paths}
+
+    def fetched(self, digest: str) -> bool:
+        return digest in self._paths
 
     async def _download(self, pin: Pin, declared: Declared) -> CachedVersion:
         client = self.registries.client(pin.registry, declared)

@@ -42,11 +42,11 @@ class ExplicitCalls:
                 if described.version != version:
                     # An alias: explicit versions are versions, or an alias would be frozen here for good.
                     raise NotFound(version)
-                found, cached = await self._versions.fetch(found, held.state.registries)
+                found, _ = await self._versions.fetch(found, held.state.registries)
         except NotFound:
             self._remember((route_name, version))
             raise missing from None
-        except (RegistryError, OSError) as error:
+        except (RegistryError, WeightsError, OSError) as error:
             raise CallFailed(
                 f"'{route_name}' version {version} is not available: {error}", status=503, retry_after_s=5
             ) from error

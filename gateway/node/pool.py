@@ -22,7 +22,7 @@ from gateway.node.channel import CallFailed, Channel, ChannelClosed, Handler
 from gateway.node.worker import WorkerConfig
 from gateway.routing.state import EMPTY, EngineOptions, InForce, Pin, encode_in_force
 from gateway.telemetry.observations import SIZE_BYTES, ObservedVersion, read_blocks
-from gateway.wire.app import Limits
+from gateway.wire.oip_json import Limits
 
 log = logging.getLogger(__name__)
 

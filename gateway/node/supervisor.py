@@ -60,7 +60,10 @@ class Supervisor:
         self._data = _listener(settings.host, settings.port, "--port")
         self._admin_socket = _listener(settings.admin_host, settings.admin_port, "--admin-port")
         self.weights = WeightsCache(
-            settings.cache_dir, max_bytes=settings.cache_bytes, on_progress=self._fetching
+            settings.cache_dir,
+            max_bytes=settings.cache_bytes,
+            in_use=lambda: self.deliverer.in_use(),
+            on_progress=self._fetching,
         )
         self._registries = Registries()
         self.versions = Versions(self._registries, self.weights)
@@ -90,7 +93,8 @@ class Supervisor:
         )
         self._report_now = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._fetched_bytes = 0
+        self._fetched: dict[tuple[str, str, str], int] = {}
+        self._cache_bytes = 0
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -182,14 +186,14 @@ class Supervisor:
             rev=held.revision.rev,
             control_plane_age_s=self.reader.age_s,
             degraded=bool(self.degraded()),
-            shares={tuple(labels): share for labels, share in self.shares().items()},
+            shares=self.shares(),
             rollback_ready={name: _can_roll_back(entry) for name, entry in table.items()},
             denies=len(held.denies),
             workers_ready=self.pool.ready,
             workers_total=self.pool.total,
             worker_restarts=self.pool.restarts,
-            cache_bytes=self.weights.total_bytes,
-            fetched_bytes=self._fetched_bytes,
+            cache_bytes=self._cache_bytes,
+            fetched_bytes=sum(self._fetched.values()),
         )
 
     def member(self) -> Member:
@@ -226,7 +230,8 @@ class Supervisor:
         self._report_now.set()
 
     def _fetching(self, progress: FetchProgress) -> None:
-        self._fetched_bytes = self.weights.fetched_bytes
+        # Every fetch counts up from 0, or from where it broke off.
+        self._fetched[progress.registry, progress.model, progress.version] = progress.done_bytes
         self.events.publish("fetch", **msgspec.to_builtins(progress))
 
     async def _report(self) -> None:
@@ -235,6 +240,7 @@ class Supervisor:
         try:
             while True:
                 self._report_now.clear()
+                self._cache_bytes = sum(entry.size_bytes for entry in await self.weights.list())
                 with contextlib.suppress(StoreUnavailable):
                     await self.store.report(self.member())
                 with contextlib.suppress(TimeoutError):
@@ -290,7 +296,7 @@ def _can_roll_back(entry: Any) -> bool:
 def _store(settings: Settings, replica: str) -> Store:
     if settings.redis:
         return RedisStore(settings.redis, settings.namespace, replica)
-    return FileStore(settings.state_dir / "store", replica)
+    return FileStore(settings.state_dir / "store")
 
 
 def _last_known_good(path: Path) -> InForce | None:

@@ -32,7 +32,8 @@ from gateway.serving.live import EngineKey, Live, ServedArm
 from gateway.serving.loading import LOADS_AT_ONCE, Loader
 from gateway.serving.tensors import InferenceError
 from gateway.telemetry.observations import SIZE_BYTES, ObservationWriter
-from gateway.wire.app import Limits, data_plane
+from gateway.wire.app import data_plane
+from gateway.wire.oip_json import Limits
 
 log = logging.getLogger(__name__)
 

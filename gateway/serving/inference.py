@@ -132,11 +132,12 @@ class Inference:
         if override is not None:
             arm = _override(route, override.decode("latin-1"))
         else:
-            arm = entry.pick(_sticky_key(route, request, header), self._draw())
-            if arm is None:
+            picked = entry.pick(_sticky_key(route, request, header), self._draw())
+            if picked is None:
                 raise InferenceError(
                     503, f"route '{entry.name}' takes no traffic: all its weights are 0", retry_after_s=5
                 )
+            arm = picked
         served = route.served(arm)
         if served is None:
             raise InferenceError(

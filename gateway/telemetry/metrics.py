@@ -28,7 +28,7 @@ class Standing:
     rev: int
     control_plane_age_s: float
     degraded: bool
-    shares: Mapping[tuple[str, str, str], float]
+    shares: Mapping[Labels, float]
     """(route, variant, version) → the share that it gets in fact, 0 to 1."""
     rollback_ready: Mapping[str, bool]
     denies: int

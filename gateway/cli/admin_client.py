@@ -1,0 +1,102 @@
+"""The command line's way to a gateway: its admin API, over HTTP."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+TIMEOUT_S = 30.0
+APPLY_TIMEOUT_S = 3600.0
+"""An apply returns when all weights are fetched and loaded."""
+
+
+class AdminError(Exception):
+    """The gateway refused, or could not be reached. `exit_code` is the design's: 1, or 3 for a conflict."""
+
+    def __init__(self, message: str, *, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class AdminClient:
+    """Calls one gateway. Every method raises only `AdminError`."""
+
+    def __init__(self, url: str, token: str, transport: httpx.BaseTransport | None = None) -> None:
+        self._url = url
+        headers = {"turnout-actor": f"{_user()}@{socket.gethostname()}"}
+        if token:
+            headers["authorization"] = f"Bearer {token}"
+        self._http = httpx.Client(
+            base_url=f"{url}/api/v1", headers=headers, timeout=TIMEOUT_S, transport=transport, trust_env=False
+        )
+
+    def get(self, path: str, **params: Any) -> Any:
+        return self._call("GET", path, params=params)
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        revision: str | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> Any:
+        """`revision` becomes If-Match: the change is refused where the state has moved on."""
+        headers = {"if-match": f'"{revision}"'} if revision else {}
+        return self._call(method, path, json=body, headers=headers, timeout=timeout_s)
+
+    @contextmanager
+    def events(self) -> Iterator[Iterator[dict[str, Any]]]:
+        """The event stream, for progress."""
+        try:
+            with self._http.stream("GET", "/events", timeout=None) as response:
+                yield (
+                    msgspec.json.decode(line[6:])
+                    for line in response.iter_lines()
+                    if line.startswith("data: ")
+                )
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
+    def _call(self, method: str, path: str, **options: Any) -> Any:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        if response.is_success:
+            return response.json() if response.content else None
+        raise AdminError(_detail(response), exit_code=3 if response.status_code in (409, 412) else 1)
+
+    def _unreachable(self, error: httpx.HTTPError) -> AdminError:
+        reason = "it did not answer in time" if isinstance(error, httpx.TimeoutException) else str(error)
+        return AdminError(
+            f"no gateway at {self._url}: {reason}. Start one with: turnout serve, "
+            "or name it with --admin or TURNOUT_ADMIN"
+        )
+
+
+def segment(name: str) -> str:
+    """A name as one segment of a path."""
+    return quote(name, safe="")
+
+
+def _detail(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        return f"the gateway answered {response.status_code}"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"

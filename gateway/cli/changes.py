@@ -1,0 +1,196 @@
+"""The commands that change what is served."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gateway.cli.admin_client import APPLY_TIMEOUT_S, AdminClient, AdminError, segment
+from gateway.cli.output import fail, say, show
+from gateway.control.manifest_file import read_manifest
+from gateway.routing.state import Revision
+
+_POLL_S = 0.02
+_OUTPUT = click.option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table")
+_FILE = click.option("-f", "--file", "file", type=click.Path(path_type=Path, dir_okay=False), required=True)
+_REASON = click.option("--reason", default="", help="For the history.")
+_WAIT = click.option(
+    "--wait", is_flag=True, help="Return when every live worker of every live replica has it."
+)
+_TIMEOUT = click.option("--timeout", type=float, default=30.0, show_default=True, help="Seconds for --wait.")
+_REVISION = click.option("--revision", help="Refuse unless this revision is still in force.")
+
+
+@click.command()
+@_FILE
+@_OUTPUT
+@click.pass_obj
+def plan(admin: AdminClient, file: Path, output: str) -> int:
+    """Show what applying a manifest would change. Exits 2 if it would change something."""
+    document = admin.send("POST", "/plan", _manifest(file), timeout_s=APPLY_TIMEOUT_S)
+    _show_plan(document, output)
+    return 2 if document["changes"] else 0
+
+
+@click.command()
+@_FILE
+@_REASON
+@_REVISION
+@_WAIT
+@_TIMEOUT
+@_OUTPUT
+@click.pass_obj
+def apply(
+    admin: AdminClient, file: Path, reason: str, revision: str | None, wait: bool, timeout: float, output: str
+) -> int:
+    """Put a manifest in force: fetch, verify, load, then switch, whole or not at all."""
+    body = {**_manifest(file), "reason": reason}
+    document = admin.send("POST", "/apply", body, revision=revision, timeout_s=APPLY_TIMEOUT_S)
+    _show_plan(document, output)
+    return _settle(admin, document, wait, timeout, output)
+
+
+@click.command()
+@click.argument("route")
+@click.argument("weights", nargs=-1, required=True, metavar="VARIANT=PERCENT...")
+@_REASON
+@_REVISION
+@_WAIT
+@_TIMEOUT
+@_OUTPUT
+@click.pass_obj
+def weights(
+    admin: AdminClient,
+    route: str,
+    weights: tuple[str, ...],
+    reason: str,
+    revision: str | None,
+    wait: bool,
+    timeout: float,
+    output: str,
+) -> int:
+    """Set a route's split, in per cent. The fallback takes what the others leave, unless named."""
+    body = {"weights": dict(_weight(text) for text in weights), "reason": reason}
+    document = admin.send("PATCH", f"/routes/{segment(route)}/weights", body, revision=revision)
+    _show_outcome(document, output)
+    return _settle(admin, document, wait, timeout, output)
+
+
+@click.command()
+@click.argument("route")
+@click.option("--version", help="Deny this version; else what is new on the route.")
+@_REASON
+@_WAIT
+@_TIMEOUT
+@_OUTPUT
+@click.pass_obj
+def rollback(
+    admin: AdminClient, route: str, version: str | None, reason: str, wait: bool, timeout: float, output: str
+) -> int:
+    """Deny what is new on a route: its traffic goes back to what served before, within milliseconds."""
+    body = {"version": version, "reason": reason}
+    document = admin.send("POST", f"/routes/{segment(route)}/rollback", body)
+    _show_outcome(document, output)
+    return _settle(admin, document, wait, timeout, output)
+
+
+@click.command()
+@click.argument("route")
+@click.argument("version")
+@_REASON
+@_OUTPUT
+@click.pass_obj
+def allow(admin: AdminClient, route: str, version: str, reason: str, output: str) -> None:
+    """Lift a deny: the version takes its declared share again."""
+    path = f"/routes/{segment(route)}/denies/{segment(version)}"
+    _show_outcome(admin.send("DELETE", f"{path}?{'' if not reason else 'reason=' + segment(reason)}"), output)
+
+
+def _manifest(file: Path) -> dict[str, str]:
+    # Read here as well: a manifest that is wrong is refused with its field, gateway or not.
+    read_manifest(file)
+    return {"manifest": file.read_text(encoding="utf-8"), "base": str(file.parent.absolute())}
+
+
+def _weight(text: str) -> tuple[str, float]:
+    name, equals, percent = text.partition("=")
+    try:
+        if not equals or not name:
+            raise ValueError
+        return name, float(percent.rstrip("%"))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not VARIANT=PERCENT, for example canary=10") from None
+
+
+def _show_plan(document: dict[str, Any], output: str) -> None:
+    if output != "table":
+        show(document, (), (), output)
+        return
+    for line in document["lines"]:
+        say(f"  {line}")
+    for note in document["notes"]:
+        say(f"  note: {note}")
+    count = len(document["changes"])
+    say(
+        f"{count} change{'' if count == 1 else 's'}, revision {document['revision']}"
+        if count
+        else "no changes"
+    )
+
+
+def _show_outcome(document: dict[str, Any], output: str) -> None:
+    if output != "table":
+        show(document, (), (), output)
+        return
+    say(f"{document['message'] or 'done'} (revision {document['revision']})")
+
+
+def _settle(admin: AdminClient, document: dict[str, Any], wait: bool, timeout_s: float, output: str) -> int:
+    """With --wait: 0 when everybody has it, else 4 and the names of those who have not."""
+    if not document.get("published", True):
+        if wait:
+            fail("only this replica has it: the store cannot be reached")
+        return 4 if wait else 0
+    if not wait:
+        return 0
+    behind = wait_for_all(admin, Revision.parse(document["revision"].partition("+")[0]), timeout_s)
+    if behind:
+        fail(f"not everywhere after {timeout_s:g} s: {'; '.join(behind)}")
+        return 4
+    if output == "table":
+        say("every live worker of every live replica has it")
+    return 0
+
+
+def wait_for_all(admin: AdminClient, revision: Revision, timeout_s: float) -> list[str]:
+    """Polls the acknowledgements; returns who has not applied the revision, empty when everybody has."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            members = admin.get("/status")["members"]
+            behind = [_behind(member) for member in members if not _has(member, revision)]
+            if not members:
+                behind = ["no replica has reported yet"]
+        except AdminError as error:
+            behind = [str(error)]
+        if not behind or time.monotonic() > deadline:
+            return behind
+        time.sleep(_POLL_S)
+
+
+def _has(member: dict[str, Any], revision: Revision) -> bool:
+    """A deny may be in force ahead of the document that it was committed behind."""
+    applied = member["epoch"] == revision.epoch and max(member["rev"], member["denies_rev"]) >= revision.rev
+    return bool(applied and member["workers_ok"] == member["workers_total"])
+
+
+def _behind(member: dict[str, Any]) -> str:
+    workers = f"{member['workers_ok']} of {member['workers_total']} workers"
+    text = f"{member['replica']} is at {member['revision']}, {workers}"
+    return f"{text} ({member['error']})" if member["error"] else text
+
+
+COMMANDS = (plan, apply, weights, rollback, allow)

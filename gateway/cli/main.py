@@ -1,0 +1,77 @@
+"""The command, its options and its exit codes: 0 done, 1 error, 2 changes, 3 conflict, 4 not everywhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from gateway.cli.admin_client import AdminClient, AdminError
+from gateway.cli.output import fail
+from gateway.routing.change import ChangeRefused
+from gateway.routing.manifest import ManifestError
+from gateway.settings import DEFAULT_ADMIN_PORT, SettingsError
+from registry_client.errors import RegistryError
+
+EXIT_ERROR, EXIT_CHANGES, EXIT_CONFLICT, EXIT_PARTIAL = 1, 2, 3, 4
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "TURNOUT"})
+@click.option(
+    "--admin",
+    envvar="TURNOUT_ADMIN",
+    default=f"http://127.0.0.1:{DEFAULT_ADMIN_PORT}",
+    show_default=True,
+    help="The gateway's admin listener.",
+)
+@click.version_option(package_name="turnout")
+@click.pass_context
+def turnout(context: click.Context, admin: str) -> None:
+    """The gateway between applications and their models' versions."""
+    context.obj = _Lazily(admin)
+
+
+class _Lazily:
+    """The client, made when a command first needs one."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._client: AdminClient | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if self._client is None:
+            self._client = AdminClient(self._url.rstrip("/"), os.environ.get("TURNOUT_ADMIN_TOKEN", ""))
+        return getattr(self._client, name)
+
+
+def main() -> None:
+    """Runs the command. Whatever goes wrong on purpose is one line on stderr and an exit code."""
+    _add_commands()
+    try:
+        code = turnout.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(EXIT_ERROR)
+    except click.Abort:
+        sys.exit(130)
+    except AdminError as error:
+        fail(str(error))
+        sys.exit(error.exit_code)
+    except (ManifestError, ChangeRefused, RegistryError, SettingsError) as error:
+        fail(str(error))
+        sys.exit(EXIT_ERROR)
+    except BrokenPipeError:
+        # `turnout history | head`: whoever read has enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_ERROR)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _add_commands() -> None:
+    from gateway.cli import changes, registries, serve, views
+
+    for module in (serve, changes, views, registries):
+        for command in module.COMMANDS:
+            turnout.add_command(command)
