@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 
 from gateway.control.versions import Versions
+from gateway.control.weights_errors import WeightsError
 from gateway.node.channel import CallFailed
 from gateway.routing.state import DenyKey, InForce
 from gateway.serving.explicit import Located
