@@ -105,8 +105,8 @@ class OnnxEngine:
 def release_memory() -> None:
     """Gives freed heap back to the operating system, where the C library keeps it otherwise.
 
-    glibc holds the pages of freed blocks below its (growing) mmap threshold: after a few swaps of versions a
-    worker would look, to a container's memory limit, as if it held them all.
+    glibc keeps the pages of freed blocks below its mmap threshold: of a 100 MB model with many small tensors
+    190 MB stayed after its session was gone, and a container's memory limit counts them.
     """
     if sys.platform != "linux":
         return
