@@ -64,7 +64,15 @@ def test_strings_become_utf8() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "data"),
-    [([], [5]), ([0], []), ([0, 4], []), ([2, 0], [[], []]), ([1, 1, 2], [[[1, 2]]]), ([2, 1], [[1], [2]])],
+    [
+        ([], [5]),
+        ([0], []),
+        ([0, 4], []),
+        ([2, 0], [[], []]),
+        ([1, 1, 2], [[[1, 2]]]),
+        ([2, 1], [[1], [2]]),
+        ([1] * 6, [[[[[[3]]]]]]),
+    ],
     ids=str,
 )
 def test_shapes(shape: list[int], data: list[Any]) -> None:
@@ -92,7 +100,7 @@ def test_empty_data_of_no_numbers(datatype: str) -> None:
         ("FP32", [True], "Expected `int | float`, got `bool`"),
         ("FP32", ["1"], "got `str`"),
         ("FP32", [None], "got `null`"),
-        ("FP32", [1, [2]], "got `array`"),
+        ("FP32", [1, [2]], "element 1 of input 'x' is a list, not a number"),
         ("INT32", [True], "Expected `int`, got `bool`"),
         ("BOOL", [1, 0], "input 'x' is BOOL, but its data has numbers: use true and false"),
         ("BOOL", ["true"], "Expected `bool`, got `str`"),
@@ -119,8 +127,13 @@ def test_values_that_do_not_fit_are_refused(datatype: str, data: list[Any], text
         ([2], [], "takes 2 elements, but its data has 0"),
         ([2, 2], [[1, 2], [3]], "does not have its shape [2,2]: dimension 1 is not 2 everywhere"),
         ([2, 3], [[1, 2], [3, 4], [5, 6]], "dimension 0 is not 2 everywhere"),
-        ([4], [[1, 2, 3, 4]], "got `array`"),
-        ([1, 1, 4], [[1, 2, 3, 4]], "Expected `array`"),
+        ([4], [[1, 2, 3, 4]], "dimension 0 is not 4 everywhere"),
+        ([1], [[1]], "element 0 of input 'x' is a list, not a number"),
+        ([1, 1], [[[1]]], "element 0 of input 'x' is a list, not a number"),
+        ([2, 1], [[1], 2], "dimension 1 is not 1 everywhere"),
+        ([1] * 6, [[[[[[1, 2]]]]]], "dimension 5 is not 1 everywhere"),
+        ([1] * 5, [[[[[[1]]]]]], "got `array`"),
+        ([1, 1, 4], [[1, 2, 3, 4]], "dimension 1 is not 1 everywhere"),
         ([-1], [1], "Expected `int` >= 0 - at `$.inputs[0].shape[0]`"),
         ([2**31 + 1], [1], "Expected `int` <= 2147483648"),
         ([2**64], [1], "Expected `int`"),
