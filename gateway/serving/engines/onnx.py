@@ -153,7 +153,13 @@ def _runner(session: ort.InferenceSession, signature: Signature) -> Run:
     """
     run_options = ort.RunOptions()
     run_options.log_severity_level = _SILENT
-    if any(spec.datatype == "BF16" for spec in (*signature.inputs, *signature.outputs)):
+    datatypes = {spec.datatype for spec in (*signature.inputs, *signature.outputs)}
+    if {"BF16", "BYTES"} <= datatypes:
+        raise EngineError(
+            "the model has both bfloat16 and string tensors, which ONNX Runtime's Python interface "
+            "cannot pass in one run: cast one of them in the model"
+        )
+    if "BF16" in datatypes:
         return lambda outputs, inputs: run_with_bfloat16(session, run_options, signature, outputs, inputs)
     direct: Any = getattr(getattr(session, "_sess", None), "run", None) or session.run
     return lambda outputs, inputs: direct(outputs, inputs, run_options)
