@@ -125,6 +125,15 @@ def two_inputs(second: str = "batch") -> onnx.ModelProto:
     )
 
 
+def bfloat16_and_text() -> onnx.ModelProto:
+    """Passes a BF16 and a BYTES tensor through."""
+    return _model(
+        [helper.make_node("Identity", ["a"], ["x"]), helper.make_node("Identity", ["b"], ["y"])],
+        [tensor("a", "BF16", ["n"]), tensor("b", "BYTES", ["n"])],
+        [tensor("x", "BF16", ["n"]), tensor("y", "BYTES", ["n"])],
+    )
+
+
 def not_a_number() -> onnx.ModelProto:
     """FP32 [-1,2] → its logarithm: NaN below zero, -infinity at it."""
     return _model(

@@ -33,6 +33,10 @@ _CODES = {
 """For `struct`, which checks each number's range where numpy would wrap, truncate or round to infinity, and
 takes half numpy's time to convert a list (3.8 against 7.4 µs for 256 floats)."""
 
+_Number = int | float
+Numbers = list[_Number | list[_Number | list[_Number | list[_Number]]]]
+"""Flat, or nested up to four deep: msgspec decodes all of them in one pass, as fast as a flat list alone."""
+
 _SHOWN_CHARS = 40
 _TWO_BRACKETS = re.compile(rb"\s*\[\s*\[")
 
@@ -48,11 +52,13 @@ def known_datatype(name: str, datatype: str) -> Datatype:
     return known
 
 
-def array_from_numbers(name: str, datatype: str, shape: list[int], data: list[int | float]) -> Array:
-    """Flat numbers, whose types msgspec has checked: neither bools nor strings are among them.
+def array_from_numbers(name: str, datatype: str, shape: list[int], data: Numbers) -> Array:
+    """Numbers, flat or nested as the shape says. msgspec has checked that no bools or strings are among them.
 
     Raises `InferenceError` (400) where the count does not match the shape, or a number the datatype.
     """
+    if data and type(data[0]) is list:
+        data = _flatten(name, shape, data)
     code = _CODES.get(datatype)
     if code is None:
         return _array_of_no_numbers(name, datatype, shape, data)
@@ -147,7 +153,7 @@ def binary_only(kind: str, name: str, datatype: str) -> InferenceError:
     return InferenceError(400, f"{kind} {name!r} is {datatype}, which JSON cannot carry: {how} binary data")
 
 
-def _array_of_no_numbers(name: str, datatype: str, shape: list[int], data: list[int | float]) -> Array:
+def _array_of_no_numbers(name: str, datatype: str, shape: list[int], data: Numbers) -> Array:
     row = known_datatype(name, datatype)
     if datatype in BINARY_ONLY:
         raise binary_only("input", name, datatype)
@@ -171,12 +177,14 @@ def _wrong_count(name: str, shape: list[int], got: int) -> InferenceError:
     )
 
 
-def _does_not_fit(name: str, row: Datatype, data: list[int | float]) -> InferenceError:
+def _does_not_fit(name: str, row: Datatype, data: Numbers) -> InferenceError:
     """Names the first number that the datatype has no room for."""
     for index, value in enumerate(data):
         try:
             struct.pack(f"<{_CODES[row.name]}", value)
         except (struct.error, OverflowError):
+            if isinstance(value, list):
+                return InferenceError(400, f"element {index} of input {name!r} is a list, not a number")
             why = "is no integer" if row.maximum and isinstance(value, float) else "is out of range"
             shown = str(value)[:_SHOWN_CHARS]
             return InferenceError(400, f"element {index} of input {name!r}, {shown}, {why} for {row.name}")
@@ -207,7 +215,7 @@ def _decoder(leaf: Any, depth: int) -> msgspec.json.Decoder[Any]:
 def _flatten(name: str, shape: list[int], nested: list[Any]) -> list[Any]:
     level: list[Any] = [nested]
     for axis, size in enumerate(shape):
-        if any(len(row) != size for row in level):
+        if any(type(row) is not list or len(row) != size for row in level):
             raise InferenceError(
                 400,
                 f"the nested data of input {name!r} does not have its shape {shown_shape(shape)}: "

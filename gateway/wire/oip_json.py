@@ -15,7 +15,13 @@ from gateway.serving.tensors import (
     OutputTensor,
     RequestedOutput,
 )
-from gateway.wire.oip_arrays import array_from_json, array_from_numbers, json_values, reject_not_finite
+from gateway.wire.oip_arrays import (
+    Numbers,
+    array_from_json,
+    array_from_numbers,
+    json_values,
+    reject_not_finite,
+)
 from gateway.wire.oip_binary import BinaryReader, Buffer, encode_tensor, raw_request
 
 BODY_BYTES = 64 * 1024 * 1024
@@ -59,18 +65,18 @@ class _Output(msgspec.Struct):
 _ABSENT = msgspec.Raw()
 
 
-class _FlatInput(msgspec.Struct):
-    """An input whose data, if any, is a flat list of numbers: most of them, decoded in one pass."""
+class _NumbersInput(msgspec.Struct):
+    """An input whose data, if any, is numbers: most of them, decoded in one pass."""
 
     name: str
     shape: _Shape
     datatype: str
-    data: list[int | float] | None = None
+    data: Numbers | None = None
     parameters: _InputParameters | None = None
 
 
 class _AnyInput(msgspec.Struct):
-    """An input whose data is looked at once its datatype is known: nested lists, bools, strings."""
+    """An input whose data is looked at once its datatype is known: bools, strings, deeper nesting."""
 
     name: str
     shape: _Shape
@@ -87,15 +93,15 @@ class _Request(msgspec.Struct):
     outputs: list[_Output] | None = None
 
 
-class _FlatRequest(_Request, kw_only=True):
-    inputs: list[_FlatInput]
+class _NumbersRequest(_Request, kw_only=True):
+    inputs: list[_NumbersInput]
 
 
 class _AnyRequest(_Request, kw_only=True):
     inputs: list[_AnyInput]
 
 
-_decode_flat = msgspec.json.Decoder(_FlatRequest).decode
+_decode_numbers = msgspec.json.Decoder(_NumbersRequest).decode
 _decode_any = msgspec.json.Decoder(_AnyRequest).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -128,7 +134,7 @@ def decode_infer(body: Buffer, header_length: int | None, limits: Limits = DEFAU
 def _decode(header: Buffer, binary: BinaryReader, limits: Limits) -> InferRequest:
     try:
         try:
-            request: _FlatRequest | _AnyRequest = _decode_flat(header)
+            request: _NumbersRequest | _AnyRequest = _decode_numbers(header)
         except msgspec.ValidationError:
             request = _decode_any(header)
         if len(request.inputs) > limits.inputs:
@@ -147,12 +153,12 @@ def _decode(header: Buffer, binary: BinaryReader, limits: Limits) -> InferReques
     return decoded
 
 
-def _input(tensor: _FlatInput | _AnyInput, binary: BinaryReader) -> InputTensor:
+def _input(tensor: _NumbersInput | _AnyInput, binary: BinaryReader) -> InputTensor:
     parameters = tensor.parameters
     if parameters is not None and parameters.shared_memory_region is not None:
         raise _no_shared_memory("input", tensor.name)
     size = None if parameters is None else parameters.binary_data_size
-    data = tensor.data if isinstance(tensor, _FlatInput) else _given(tensor.data)
+    data = _given(tensor.data) if isinstance(tensor, _AnyInput) else tensor.data
     if (size is None) == (data is None):
         raise InferenceError(
             400,
