@@ -15,12 +15,13 @@ from pathlib import Path, PurePosixPath
 from gateway.control.onnx_files import OnnxError, external_files
 from gateway.control.weights_errors import WeightsRefused
 from registry_client.models import ModelVersion
+from registry_client.pickles import PICKLE_SUFFIXES
 
 PATH_BYTES = 1024
 PART_BYTES = 255
 PATH_DEPTH = 16
 
-PICKLE_SUFFIXES = frozenset((".pkl", ".pickle", ".joblib", ".dill", ".cloudpickle", ".pt", ".pth", ".ckpt"))
+REFUSED_SUFFIXES = PICKLE_SUFFIXES | {".ckpt", ".cloudpickle", ".dill"}
 """Of formats that are pickles or may hold some; what hides behind another name is found by its content."""
 MODEL_NAME = "model.onnx"
 SUFFIX = ".onnx"
@@ -50,7 +51,7 @@ def admit_names(version: ModelVersion, limits: Limits) -> str:
         problem = _path_problem(path)
         if problem:
             raise WeightsRefused(f"{name} has the file {path[:200]!r}, {problem}")
-        if PurePosixPath(path).suffix.lower() in PICKLE_SUFFIXES:
+        if PurePosixPath(path).suffix.lower() in REFUSED_SUFFIXES:
             raise WeightsRefused(
                 f"{name} has {path!r}, a pickle by its name: only ONNX is loaded. Export the model to ONNX "
                 "and register it without that file"
@@ -128,7 +129,9 @@ def _some(paths: Sequence[str]) -> str:
 def _is_pickle(file: Path) -> bool:
     with file.open("rb") as opened:
         head = opened.read(2)
-    if len(head) == 2 and head[0] == 0x80 and head[1] in _PICKLE_PROTOCOLS:
+    # A safetensors header of 640 bytes begins with 80 02 as well.
+    plain = file.suffix.lower() != ".safetensors"
+    if plain and len(head) == 2 and head[0] == 0x80 and head[1] in _PICKLE_PROTOCOLS:
         return True
     return zipfile.is_zipfile(file) and _holds_pickle(file)
 
@@ -140,5 +143,5 @@ def _holds_pickle(file: Path) -> bool:
     except (zipfile.BadZipFile, ValueError, NotImplementedError):
         return False
     return len(names) > _ZIP_NAMES or any(
-        PurePosixPath(entry).suffix.lower() in PICKLE_SUFFIXES for entry in names
+        PurePosixPath(entry).suffix.lower() in REFUSED_SUFFIXES for entry in names
     )

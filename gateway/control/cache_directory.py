@@ -183,16 +183,24 @@ class CacheDirectory:
     @contextmanager
     def try_lock(self, key: str) -> Iterator[bool]:
         """Whether the release is ours to change, among all processes that use this directory."""
+        handle = self.lock(key)
+        try:
+            yield handle is not None
+        finally:
+            if handle is not None:
+                os.close(handle)
+
+    def lock(self, key: str) -> int | None:
+        """A descriptor that holds the release until it is closed; None while somebody else does."""
         handle = os.open(self.root / "locks" / key, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-        finally:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException as error:
             os.close(handle)
+            if isinstance(error, BlockingIOError):
+                return None
+            raise
+        return handle
 
     def _intact(self, digest: str) -> bool:
         cached = self.find(digest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -19,21 +20,24 @@ class FileThreads:
     def __init__(self, threads: int = THREADS) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="turnout-weights")
 
-    async def run(self, work: Callable[[], T]) -> T:
+    async def run(self, work: Callable[[], T], *, undo: Callable[[T], object] | None = None) -> T:
+        """What `work` returns. A caller that is cancelled never gets it: `undo` then lets go of it."""
         future = asyncio.get_running_loop().run_in_executor(self._pool, work)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             # Else the caller would close files that the thread still writes, and a number that the
             # system has meanwhile given to another file would be written to.
-            while not future.done():
-                try:
-                    await asyncio.wait([future])
-                except asyncio.CancelledError:
-                    continue
-            if not future.cancelled():
-                future.exception()
+            await _ended(future)
+            if not future.cancelled() and future.exception() is None and undo is not None:
+                undo(future.result())
             raise
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+async def _ended(future: asyncio.Future[T]) -> None:
+    while not future.done():
+        with suppress(asyncio.CancelledError):  # the caller raises the first one on
+            await asyncio.wait([future])

@@ -58,7 +58,7 @@ class VersionFetch:
     async def _fetch(self, file: ModelFile) -> CachedFile:
         # What an earlier attempt has left may be wrong itself, so a resumed file gets a second, clean try.
         for fresh in (False, True):
-            partial = await self._threads.run(lambda fresh=fresh: self._open(file, fresh))  # type: ignore[misc]
+            partial = await self._open(file, fresh)
             resumed = partial.size_bytes > 0
             try:
                 self._track.enter(FetchState.FETCHING, file.path)
@@ -72,8 +72,10 @@ class VersionFetch:
                 partial.close()
         raise AssertionError("the second try is fresh")
 
-    def _open(self, file: ModelFile, fresh: bool) -> PartialFile:
-        return PartialFile.open(self._root, file, fresh=fresh)
+    async def _open(self, file: ModelFile, fresh: bool) -> PartialFile:
+        return await self._threads.run(
+            lambda: PartialFile.open(self._root, file, fresh=fresh), undo=PartialFile.close
+        )
 
     async def _fill(self, partial: PartialFile, file: ModelFile) -> None:
         for resume in range(RESUMES + 1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -311,12 +312,15 @@ class WeightsCache:
 
     @asynccontextmanager
     async def _locked(self, key: str) -> AsyncIterator[None]:
-        while True:
-            with self._directory.try_lock(key) as ours:
-                if ours:
-                    yield
-                    return
+        while True:  # nobody but the kernel knows when another process lets go
+            handle = await self._threads.run(lambda: self._directory.lock(key), undo=_unlock)
+            if handle is not None:
+                break
             await asyncio.sleep(LOCK_RETRY_S)
+        try:
+            yield
+        finally:
+            _unlock(handle)
 
     @contextmanager
     def _mapped(self) -> Iterator[None]:
@@ -326,6 +330,11 @@ class WeightsCache:
             raise CacheUnusable(
                 f"the cache {self._directory.root} cannot be used: {error.strerror or error}"
             ) from error
+
+
+def _unlock(handle: int | None) -> None:
+    if handle is not None:
+        os.close(handle)
 
 
 def _differs(version: ModelVersion, digest: str, expected: str) -> IntegrityError:

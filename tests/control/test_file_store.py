@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from blockbuster import blockbuster_ctx
 
 from gateway.control.file_store import FileStore
 from gateway.control.store import Store, StoreUnavailable
@@ -200,3 +201,16 @@ async def test_a_lock_that_is_never_released_is_named(
         await store.put(document(), Revision(1, 1), author("b"), [])
     os.close(handle)
     await store.put(document(), Revision(1, 1), author("b"), [])
+
+
+async def test_the_event_loop_is_never_blocked(directory: Path) -> None:
+    store = FileStore(directory)
+    with blockbuster_ctx():
+        watch = store.watch()
+        await anext(watch)
+        await store.put(document(), EMPTY, author("a"), [])
+        await anext(watch)
+        await store.reject(author("b"), "no")
+        await store.read()
+        await store.history()
+        await watch.aclose()

@@ -19,19 +19,15 @@ class TestRedisStore(StoreContract):
     def opener(self, shared_redis: RedisServer, namespace: str) -> Opener:
         return lambda: RedisStore(shared_redis.url, namespace, "replica")
 
-    @pytest.fixture
-    def plain(self, shared_redis: RedisServer) -> Iterator[redis.Redis]:
-        """What somebody else's redis-cli would do."""
-        with redis.Redis(port=shared_redis.port) as client:
-            yield client
-
-    @pytest.fixture
-    def prefix(self, namespace: str) -> str:
-        return f"{{turnout:{namespace}}}:"
+    plain: redis.Redis
+    """What somebody else's redis-cli would do."""
+    prefix: str
 
     @pytest.fixture(autouse=True)
-    def _know_the_prefix(self, plain: redis.Redis, prefix: str) -> None:
-        self.plain, self.prefix = plain, prefix
+    def _beside_the_store(self, shared_redis: RedisServer, namespace: str) -> Iterator[None]:
+        self.prefix = f"{{turnout:{namespace}}}:"
+        with redis.Redis(port=shared_redis.port) as self.plain:
+            yield
 
     async def damage(self, store: Store) -> None:
         doc = self.plain.hget(self.prefix + "state", "doc")
@@ -116,7 +112,7 @@ class TestRedisStore(StoreContract):
         self.plain.delete(self.prefix + "log")
         self.plain.xadd(self.prefix + "log", {"type": "put"})
         assert await soon(anext(watch)) == []
-        await watch.aclose()  # type: ignore[attr-defined]
+        await watch.aclose()
         await store.aclose()
 
     async def test_a_wrong_type_refuses_the_write_whole(self, store: Store) -> None:
@@ -156,7 +152,7 @@ class TestRedisStore(StoreContract):
         if value is None:
             self.plain.hdel(self.prefix + "state", field)
         else:
-            self.plain.hset(self.prefix + "state", field, value)  # type: ignore[arg-type]
+            self.plain.hset(self.prefix + "state", field, value)
         with pytest.raises(StateError, match=names):
             await store.read()
 
@@ -264,7 +260,7 @@ class TestAServerThatFails:
 
     async def test_read_only(self, own_redis: RedisServer, store: RedisStore) -> None:
         with redis.Redis(port=own_redis.port) as plain:
-            plain.replicaof("127.0.0.1", "1")  # type: ignore[no-untyped-call]
+            plain.replicaof("127.0.0.1", "1")
             with pytest.raises(StoreUnavailable, match="read-only replica"):
                 await store.put(document(), EMPTY, author("a"), [])
 
