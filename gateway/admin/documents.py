@@ -79,7 +79,8 @@ def _route(
         "explicit_versions": route.explicit_versions,
         "timeout_ms": route.timeout_ms,
         "variants": {
-            variant: _variant(name, variant, route, entry, held, totals) for variant in route.variants
+            variant: _variant(name, variant, route, entry, held, totals)
+            for variant in sorted(route.variants, key=lambda variant: (variant != route.fallback, variant))
         },
         "previous": [_pin(pin) for pin in route.previous],
         "rollback_to": _pin(entry.spare) if entry.spare is not None else None,

@@ -57,12 +57,14 @@ class Channel:
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._writer: asyncio.StreamWriter | None = None
+        self._open = asyncio.Event()
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(_Frame)
 
     async def run(self, end: socket.socket) -> None:
         """Serves until the other side closes. Everybody who still waits for an answer gets `ChannelClosed`."""
         reader, self._writer = await asyncio.open_unix_connection(sock=end)
+        self._open.set()
         try:
             while True:
                 (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
@@ -79,8 +81,9 @@ class Channel:
         number = next(self._calls)
         future = self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
-            self._send(_Frame(number, method, params))
             async with asyncio.timeout(timeout_s):
+                await self._open.wait()
+                self._send(_Frame(number, method, params))
                 return await future
         finally:
             self._waiting.pop(number, None)

@@ -41,7 +41,12 @@ class _Slot:
         self.process: asyncio.subprocess.Process | None = None
         self.channel: Channel | None = None
         self.memory: mmap.mmap | None = None
+        self.in_step = False
+        """It has the newest state, and is rung with every later one."""
         self.ready = False
+        """It accepts connections, too."""
+        self.ring: dict[str, Any] | None = None
+        """The last one that it took without an error."""
         self.started = 0.0
 
 
@@ -81,6 +86,11 @@ class WorkerPool:
         return sum(slot.ready for slot in self._slots)
 
     @property
+    def applied(self) -> int:
+        """Workers that serve what was rung last."""
+        return sum(slot.ready and slot.ring is self._ring for slot in self._slots)
+
+    @property
     def pids(self) -> list[int]:
         return [slot.process.pid for slot in self._slots if slot.process is not None]
 
@@ -101,7 +111,11 @@ class WorkerPool:
     async def apply(self, held: InForce, paths: Mapping[str, str]) -> WorkersApplied:
         """Rings every worker. `ok` counts those that swapped and have no answer of a denied version left."""
         self._ring = {"held": encode_in_force(held), "paths": dict(paths)}
-        results = await self._call_all("apply", APPLY_TIMEOUT_S, **self._ring)
+        ring = self._ring
+        rung = [slot for slot in self._slots if slot.in_step]
+        results = await self._call_all("apply", APPLY_TIMEOUT_S, **ring)
+        for slot, result in zip(rung, results, strict=True):
+            slot.ring = ring if isinstance(result, dict) and not result["errors"] else None
         errors = [str(result) or type(result).__name__ for result in results if isinstance(result, Exception)]
         errors += [
             reason for result in results if isinstance(result, dict) for reason in result["errors"].values()
@@ -116,7 +130,7 @@ class WorkerPool:
         """Drains every worker and waits until they are gone."""
         self._stopping = True
         self._listener.close()
-        await self._call_all("drain", EXIT_TIMEOUT_S, only_ready=False)
+        await self._call_all("drain", EXIT_TIMEOUT_S, everybody=True)
         for slot in self._slots:
             if slot.channel is not None:
                 slot.channel.close()
@@ -130,9 +144,9 @@ class WorkerPool:
                 yield from read_blocks(memoryview(slot.memory))
 
     async def _call_all(
-        self, method: str, timeout_s: float, *, only_ready: bool = True, **params: Any
+        self, method: str, timeout_s: float, *, everybody: bool = False, **params: Any
     ) -> list[Any]:
-        channels = [slot.channel for slot in self._slots if slot.channel and (slot.ready or not only_ready)]
+        channels = [slot.channel for slot in self._slots if slot.channel and (slot.in_step or everybody)]
         return await asyncio.gather(
             *(channel.call(method, timeout_s=timeout_s, **params) for channel in channels),
             return_exceptions=True,
@@ -195,13 +209,19 @@ class WorkerPool:
     async def _bring_up(self, slot: _Slot) -> None:
         """The state first, then the connections: a new worker answers right from its first request."""
         assert slot.channel is not None
+        assert slot.process is not None
         try:
-            await slot.channel.call("apply", **self._ring, timeout_s=LOAD_TIMEOUT_S)
+            while not slot.in_step:
+                ring = self._ring
+                result = await slot.channel.call("apply", **ring, timeout_s=LOAD_TIMEOUT_S)
+                slot.ring = None if result["errors"] else ring
+                # A state that came meanwhile was not rung here: a denied version must not be served again.
+                slot.in_step = ring is self._ring
             await slot.channel.call("listen", timeout_s=APPLY_TIMEOUT_S)
-        except CallFailed as error:
-            log.error("worker %d could not start: %s", slot.index, error)
-            return
-        except (ChannelClosed, TimeoutError):
+        except (CallFailed, ChannelClosed, TimeoutError) as error:
+            log.error("worker %d could not start: %s", slot.index, error or type(error).__name__)
+            with contextlib.suppress(ProcessLookupError):
+                slot.process.kill()
             return
         slot.ready = True
         self._on_change()
@@ -209,7 +229,9 @@ class WorkerPool:
     def _bury(self, slot: _Slot) -> None:
         if slot.memory is not None:
             self._on_death(list(read_blocks(memoryview(slot.memory))))
-        slot.ready, slot.memory, slot.channel, slot.process = False, None, None, None
+        slot.in_step = slot.ready = False
+        slot.ring = None
+        slot.memory, slot.channel, slot.process = None, None, None
         self._on_change()
 
     async def _wait_or_kill(self, process: asyncio.subprocess.Process) -> None:

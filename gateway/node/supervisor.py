@@ -197,7 +197,7 @@ class Supervisor:
         )
 
     def member(self) -> Member:
-        held, applied = self.deliverer.held, self.deliverer.applied
+        held = self.deliverer.held
         return Member(
             replica=self.replica,
             epoch=held.revision.epoch,
@@ -207,7 +207,7 @@ class Supervisor:
             sha256=state_sha256(encode_state(held.state)),
             status="NACK" if self.deliverer.error else "ACK",
             error=self.deliverer.error,
-            workers_ok=min(applied.ok, self.pool.ready),
+            workers_ok=self.pool.applied,
             workers_total=self.pool.total,
         )
 

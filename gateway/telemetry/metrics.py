@@ -52,7 +52,7 @@ class Flips:
         self.sum_s += seconds
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class TurnoutCollector(Collector):
     """Collects at each scrape; register it with a registry of its own."""
 
