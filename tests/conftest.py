@@ -3,4 +3,4 @@
 import pytest
 
 pytest.register_assert_rewrite("tests.contracts")
-pytest_plugins = ["tests.servers.redis"]
+pytest_plugins = ["tests.servers.redis", "tests.servers.mlflow"]
