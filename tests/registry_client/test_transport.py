@@ -93,6 +93,14 @@ async def test_a_failing_server_is_asked_again(
     assert waits.seconds == [2.0, 3.0]
 
 
+async def test_json_that_is_cut_short_is_asked_for_again(
+    server: FaultServer, transport: HttpTransport
+) -> None:
+    server.answer("/a", body=b'{"x"', declared_bytes=8)
+    server.answer("/a", json={"x": 1})
+    assert await transport.get("a", Json) == {"x": 1}
+
+
 async def test_a_server_that_stays_down_is_unavailable(server: FaultServer, transport: HttpTransport) -> None:
     server.answer("/a", status=502)
     with pytest.raises(Unavailable, match="HTTP 502"):
