@@ -1,0 +1,1 @@
+"""What should be served: pure decisions, without I/O, clock or randomness of their own."""

@@ -1,0 +1,64 @@
+"""The admin API's errors: `application/problem+json` (RFC 9457), from one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.control.deliver import PrepareFailed
+from gateway.control.store import Conflict, StoreUnavailable
+from gateway.routing.change import ChangeRefused, UnknownName
+from gateway.routing.manifest import ManifestError
+from registry_client import errors as registry
+
+_STATUS: tuple[tuple[type[Exception], int, str], ...] = (
+    # The most derived first: the first that fits decides.
+    (ManifestError, 422, "The manifest is refused"),
+    (UnknownName, 404, "No such name"),
+    (ChangeRefused, 422, "The change is refused"),
+    (Conflict, 409, "The state has moved on"),
+    (StoreUnavailable, 503, "The store cannot be reached"),
+    (PrepareFailed, 422, "A version cannot be served"),
+    (registry.InvalidReference, 422, "The reference is refused"),
+    (registry.InvalidConfiguration, 422, "The registry is misconfigured"),
+    (registry.NotFound, 404, "Not in the registry"),
+    (registry.NotReady, 422, "The version may not be used"),
+    (registry.RegistryError, 502, "The registry failed"),
+)
+HANDLED = tuple(kind for kind, _, _ in _STATUS)
+
+
+def problem(
+    status: int, detail: str, title: str = "", *, headers: Mapping[str, str] | None = None, **more: Any
+) -> Response:
+    """`more` are members of the problem's own, such as the current revision of a conflict."""
+    document = {
+        "type": "about:blank",
+        "title": title or "Refused",
+        "status": status,
+        "detail": detail,
+        **more,
+    }
+    return Response(msgspec.json.encode(document), status, headers, "application/problem+json")
+
+
+async def handle(_: Request, error: Exception) -> Response:
+    for kind, status, title in _STATUS:
+        if isinstance(error, kind):
+            more: dict[str, Any] = {}
+            if isinstance(error, Conflict):
+                more["current"] = str(error.current)
+            if isinstance(error, ManifestError) and error.path:
+                more["field"] = error.path
+            return problem(status, str(error), title, **more)
+    raise error
+
+
+async def handle_http(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return problem(error.status_code, error.detail, headers=error.headers)

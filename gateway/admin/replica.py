@@ -1,0 +1,31 @@
+"""What the admin listener needs of the replica that it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from gateway.control.deliver import Deliverer
+from gateway.control.events import Events
+from gateway.control.operations import Operations
+from gateway.control.store import Member, Store
+from gateway.control.versions import Versions
+from gateway.telemetry.metrics import TurnoutCollector
+from gateway.telemetry.observations import Counts, Labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replica:
+    """Collaborators, and questions that only the composition root can answer."""
+
+    operations: Operations
+    deliverer: Deliverer
+    store: Store
+    versions: Versions
+    events: Events
+    collector: TurnoutCollector
+    totals: Callable[[], Mapping[Labels, Counts]]
+    ready: Callable[[], bool]
+    degraded: Callable[[], list[str]]
+    member: Callable[[], Member]
+    token: str = field(repr=False, default="")

@@ -1,0 +1,325 @@
+"""The embedded store: the state in a local file, for one machine without Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from gateway.control import state_file
+from gateway.control.history_file import HistoryFile
+from gateway.control.member import FADES_S, AppliedClock
+from gateway.control.store import Author, Changes, Conflict, HistoryRecord, Member, Signal, StoreUnavailable
+from gateway.routing.state import (
+    Deny,
+    DenyKey,
+    InForce,
+    Revision,
+    State,
+    StateError,
+    encode_state,
+    state_sha256,
+)
+
+STATE_NAME = "state.json"
+HISTORY_NAME = "history.jsonl"
+LOCK_NAME = "lock"
+
+POLL_S = 0.25
+"""How often `watch` looks whether another process replaced the file. Its own commits it sees at once."""
+LOCK_TIMEOUT_S = 5.0
+LOCK_RETRY_S = 0.005
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class _Step(NamedTuple):
+    """What a change makes of the state; `held` None: nothing changes, and `revision` is the answer."""
+
+    type: str
+    held: InForce | None
+    revision: Revision
+
+
+class FileStore:
+    """A `Store` in one directory, safe between processes of one machine by `flock`.
+
+    Every method may raise `StoreUnavailable`; `read` and the changes raise `StateError` where the state
+    file is damaged. A `put` that expects an empty store sets a damaged file aside and begins a new epoch.
+    """
+
+    shared = False
+
+    def __init__(
+        self, directory: Path, *, clock_us: Callable[[], int] = lambda: time.time_ns() // 1000
+    ) -> None:
+        self._directory = directory
+        self._state_path = directory / STATE_NAME
+        self._history = HistoryFile(directory / HISTORY_NAME)
+        self._clock_us = clock_us
+        # Commits of this process queue here: `flock` alone would be a race of pollers.
+        self._turn = asyncio.Lock()
+        self._watchers: set[asyncio.Event] = set()
+        self._applied = AppliedClock()
+        self._member: tuple[float, Member] | None = None
+        self._swept = False
+
+    @property
+    def state_path(self) -> Path:
+        """The file that workers may read."""
+        return self._state_path
+
+    async def read(self) -> InForce | None:
+        with self._mapped():
+            return await asyncio.to_thread(state_file.read, self._state_path)
+
+    async def put(self, state: State, expect: Revision, author: Author, changes: Changes) -> Revision:
+        def step(held: InForce | None) -> _Step:
+            current = held.revision if held else Revision(0, 0)
+            if held is None and expect.rev == 0:
+                epoch = max(1, expect.epoch, self._history.last_epoch + 1)
+                first = InForce(revision=Revision(epoch, 1), state=state)
+                return _Step("restore" if expect.epoch else "put", first, first.revision)
+            if held is None or current != expect:
+                raise Conflict(current)
+            revision = _following(current)
+            return _Step("put", InForce(revision=revision, state=state, denies=held.denies), revision)
+
+        return await self._commit(step, author, changes, replaces_damaged=expect.rev == 0)
+
+    async def deny(self, denies: Mapping[DenyKey, str], author: Author, changes: Changes) -> Revision:
+        def step(held: InForce | None) -> _Step:
+            held = _required(held)
+            new = [key for key in denies if key not in held.denies]
+            if not new:
+                return _Step("deny", None, held.revision)
+            revision = _following(held.revision)
+            added = {key: self._tombstone(denies[key], revision, author) for key in new}
+            return _Step(
+                "deny",
+                InForce(revision=revision, state=held.state, denies={**held.denies, **added}),
+                revision,
+            )
+
+        return await self._commit(step, author, changes)
+
+    async def undeny(self, keys: Sequence[DenyKey], author: Author, changes: Changes) -> Revision:
+        def step(held: InForce | None) -> _Step:
+            held = _required(held)
+            left = {key: deny for key, deny in held.denies.items() if key not in keys}
+            if len(left) == len(held.denies):
+                return _Step("undeny", None, held.revision)
+            revision = _following(held.revision)
+            return _Step("undeny", InForce(revision=revision, state=held.state, denies=left), revision)
+
+        return await self._commit(step, author, changes)
+
+    async def reject(self, author: Author, error: str) -> None:
+        async with self._owned():
+            await asyncio.to_thread(self._reject_locked, author, error)
+
+    async def history(self, limit: int = 100) -> list[HistoryRecord]:
+        with self._mapped():
+            return await asyncio.to_thread(self._read_history, limit)
+
+    async def watch(self) -> AsyncGenerator[list[Signal], None]:
+        """As `Store.watch`; there are no signals, because nobody but this machine reaches the store."""
+        rung = asyncio.Event()
+        self._watchers.add(rung)
+        try:
+            while True:
+                rung.clear()
+                seen = await self._signature()
+                yield []
+                while not rung.is_set() and await self._signature() == seen:
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(rung.wait(), POLL_S)
+        finally:
+            self._watchers.discard(rung)
+
+    async def seen(self, signal_id: str) -> None:
+        """Nothing to do: this store has no signals."""
+
+    async def report(self, member: Member) -> None:
+        now = time.monotonic()
+        self._member = (now, self._applied.stamp(member, self._clock_us()))
+
+    async def members(self) -> list[Member]:
+        """This process alone, while it goes on reporting."""
+        if self._member is None or time.monotonic() - self._member[0] > FADES_S:
+            return []
+        return [self._member[1]]
+
+    async def aclose(self) -> None:
+        """Nothing is held open between calls."""
+
+    async def _commit(
+        self,
+        step: Callable[[InForce | None], _Step],
+        author: Author,
+        changes: Changes,
+        replaces_damaged: bool = False,
+    ) -> Revision:
+        loop = asyncio.get_running_loop()
+
+        def in_thread() -> Revision:
+            with self._locked():
+                revision = self._commit_locked(step, author, changes, replaces_damaged)
+            # From the thread: also a caller that was cancelled meanwhile has changed the state.
+            loop.call_soon_threadsafe(self._ring)
+            return revision
+
+        async with self._owned():
+            return await asyncio.to_thread(in_thread)
+
+    def _commit_locked(
+        self,
+        step: Callable[[InForce | None], _Step],
+        author: Author,
+        changes: Changes,
+        replaces_damaged: bool,
+    ) -> Revision:
+        held = self._held(replaces_damaged)
+        self._history.settle(held.revision if held else None)
+        if held and (known := self._history.find(author.op_id, held.revision.epoch)):
+            return known
+        made = step(held)
+        if made.held is None:
+            return made.revision
+        # The order matters: a line without its state is ignored and cut off, a state without its line
+        # would be a change that nobody can account for.
+        self._history.append(self._record(made.type, made.held, author, author.reason, changes))
+        try:
+            state_file.write(self._state_path, made.held)
+        except OSError:
+            with suppress(OSError):
+                self._history.undo()
+            raise
+        with suppress(OSError):
+            self._history.compact()
+        return made.revision
+
+    def _held(self, replaces_damaged: bool) -> InForce | None:
+        try:
+            return state_file.read(self._state_path)
+        except StateError:
+            if not replaces_damaged:
+                raise
+            state_file.set_aside(self._state_path)
+            return None
+
+    def _reject_locked(self, author: Author, error: str) -> None:
+        with self._locked():
+            held = _required(self._held(replaces_damaged=False))
+            self._history.settle(held.revision)
+            if self._history.find(author.op_id, held.revision.epoch):
+                return
+            reason = f"{author.reason} (refused: {error})" if author.reason else f"refused: {error}"
+            self._history.append(self._record("reject", held, author, reason, ()))
+
+    def _record(
+        self, type_: str, held: InForce, author: Author, reason: str, changes: Changes
+    ) -> HistoryRecord:
+        return HistoryRecord(
+            type=type_,
+            epoch=held.revision.epoch,
+            rev=held.revision.rev,
+            us=self._clock_us(),
+            actor=author.actor,
+            reason=reason,
+            op_id=author.op_id,
+            sha256=state_sha256(encode_state(held.state)),
+            changes=list(changes),
+        )
+
+    def _tombstone(self, version: str, revision: Revision, author: Author) -> Deny:
+        return Deny(
+            version=version,
+            rev=revision.rev,
+            op_id=author.op_id,
+            actor=author.actor,
+            reason=author.reason,
+            us=self._clock_us(),
+        )
+
+    def _read_history(self, limit: int) -> list[HistoryRecord]:
+        held = state_file.read(self._state_path)
+        return self._history.committed(held.revision if held else None, limit)
+
+    async def _signature(self) -> state_file.Signature | None:
+        with self._mapped():
+            return await asyncio.to_thread(state_file.signature, self._state_path)
+
+    def _ring(self) -> None:
+        for rung in self._watchers:
+            rung.set()
+
+    @asynccontextmanager
+    async def _owned(self) -> AsyncGenerator[None, None]:
+        async with self._turn:
+            with self._mapped():
+                yield
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(self._directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            _lock(handle, self._directory)
+            if not self._swept:
+                state_file.sweep(self._state_path)
+                self._swept = True
+            yield
+        finally:
+            os.close(handle)  # releases the lock too
+
+    @contextmanager
+    def _mapped(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreUnavailable(_explain(self._directory, error)) from error
+        except msgspec.MsgspecError as error:
+            raise StoreUnavailable(f"the change cannot be written as JSON: {error}") from error
+
+
+def _lock(handle: int, directory: Path) -> None:
+    until = time.monotonic() + LOCK_TIMEOUT_S
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise StoreUnavailable(
+                    f"another process has held the lock {directory / LOCK_NAME} for {LOCK_TIMEOUT_S:g} s"
+                ) from None
+            time.sleep(LOCK_RETRY_S)
+        else:
+            return
+
+
+def _explain(directory: Path, error: OSError) -> str:
+    if error.errno in FULL:
+        return (
+            f"no space left for the state in {directory} ({error.strerror}); nothing was changed: "
+            "free some, or choose another --state-dir"
+        )
+    return f"the state in {directory} cannot be used: {error.strerror or error}"
+
+
+def _required(held: InForce | None) -> InForce:
+    if held is None:
+        raise Conflict(Revision(0, 0))
+    return held
+
+
+def _following(revision: Revision) -> Revision:
+    return Revision(revision.epoch, revision.rev + 1)

@@ -1,0 +1,166 @@
+"""What people and signals do to the state: each a pure change, a compare-and-set, a delivery."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+
+import msgspec
+
+from gateway.control.deliver import Deliverer
+from gateway.control.store import Author, Conflict, Signal, Store, StoreUnavailable
+from gateway.control.versions import Versions
+from gateway.routing import change
+from gateway.routing.change import ChangeRefused
+from gateway.routing.manifest import Manifest
+from gateway.routing.plan import Plan, make_plan
+from gateway.routing.state import EMPTY, Deny, DenyKey, InForce, Revision, State
+
+STORE_GRACE_S = 0.5
+"""How long a rollback waits for the store after it is in force here; past it, the reader publishes it."""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a change. `published` is false while only this replica knows of it."""
+
+    revision: str
+    published: bool = True
+    changed: bool = True
+    message: str = ""
+
+
+class Operations:
+    """Every way to change the state goes through here, so each leaves one line in the history."""
+
+    def __init__(self, store: Store, deliverer: Deliverer, versions: Versions) -> None:
+        self._store = store
+        self._deliverer = deliverer
+        self._versions = versions
+
+    async def plan(self, manifest: Manifest) -> Plan:
+        """What applying a manifest would change now. Raises `RegistryError`, `ChangeRefused`."""
+        return make_plan(manifest, await self._versions.look_up_all(manifest), await self._current())
+
+    async def apply(
+        self, manifest: Manifest, author: Author, expect: Revision | None = None
+    ) -> tuple[Plan, Outcome]:
+        """Fetches and loads what the manifest names, then puts it in force, whole or not at all.
+
+        Raises `RegistryError`, `ChangeRefused`, `PrepareFailed`, `Conflict`, `StoreUnavailable`.
+        """
+        held = await self._current()
+        _expect(held, expect)
+        pins = await self._versions.look_up_all(manifest)
+        fetched = [self._versions.fetch(pin, manifest.registries) for pin in pins.values()]
+        complete = await asyncio.gather(*fetched)
+        # Only now are all digests known, and with them what is denied.
+        resolved = {reference: pin for reference, (pin, _) in zip(pins, complete, strict=True)}
+        plan = make_plan(manifest, resolved, held)
+        if not plan.changes and plan.state.manifest_sha256 == held.state.manifest_sha256:
+            return plan, Outcome(revision=held.label, changed=False, message="nothing changes")
+        await self._deliverer.prepare(plan.state, held.denies)
+        return plan, await self._put(held, plan.state, author)
+
+    async def weights(
+        self, route: str, percents: Mapping[str, float], author: Author, expect: Revision | None = None
+    ) -> Outcome:
+        """Raises `ChangeRefused`, `Conflict`, `StoreUnavailable`."""
+        held = await self._current()
+        _expect(held, expect)
+        state = change.set_weights(held, route, percents)
+        if state == held.state:
+            return Outcome(revision=held.label, changed=False, message="the weights are that already")
+        return await self._put(held, state, author)
+
+    async def rollback(self, route: str, version: str | None, author: Author) -> Outcome:
+        """In force on this replica when it returns, and on the others as soon as the store hears of it.
+
+        Needs no store: what cannot be published now is published when the store is back.
+        Raises `ChangeRefused`.
+        """
+        held = self._deliverer.newest
+        denies = change.rollback(held, route, version)
+        denies = {key: denied for key, denied in denies.items() if key not in held.denies}
+        if not denies:
+            return Outcome(revision=held.label, changed=False, message=f"{route} is rolled back already")
+        # The store hears of it while the workers swap: neither waits for the other.
+        committing = asyncio.create_task(self._commit_rollback(denies, author, held))
+        await self._deliverer.deny_now(denies, author, time.time_ns() // 1000)
+        await asyncio.wait([committing], timeout=STORE_GRACE_S)
+        message = f"{route}: version {', '.join(sorted(set(denies.values())))} is denied"
+        if committing.done() and committing.result() is not None:
+            return Outcome(revision=str(committing.result()), message=message)
+        return Outcome(
+            revision=self._deliverer.held.label,
+            published=False,
+            message=f"{message} on this replica; the store cannot be reached and hears of it when it is back",
+        )
+
+    async def allow(self, route: str, version: str, author: Author) -> Outcome:
+        """Lifts a deny: the version takes its declared share again. Raises as `weights` does."""
+        held = await self._current()
+        keys = change.allow(held, route, version)
+        denies = {key: deny for key, deny in held.denies.items() if key not in keys}
+        after = msgspec.structs.replace(held, denies=denies)
+        await self._deliverer.prepare(held.state, denies)
+        revision = await self._store.undeny(keys, author, change.summary(held, after))
+        await self._offer_stored(revision)
+        return Outcome(revision=str(revision), message=f"{route}: version {version} is allowed again")
+
+    async def signal(self, signal: Signal) -> None:
+        """A request out of the `:signals` stream. What cannot be done leaves a line in the history, no more."""
+        author = Author(
+            actor=f"signal:{signal.fields.get('actor', 'redis')[:80]}",
+            reason=signal.fields.get("reason", "")[:500],
+            op_id=f"signal-{signal.id}",
+        )
+        action, route = signal.fields.get("action", ""), signal.fields.get("route", "")
+        try:
+            if action != "rollback":
+                raise ChangeRefused(
+                    f"signal {signal.id}: action {action[:40]!r} is not known; known: rollback"
+                )
+            await self.rollback(route, signal.fields.get("version") or None, author)
+        except ChangeRefused as error:
+            await self._store.reject(author, str(error))
+        await self._store.seen(signal.id)
+
+    async def commit_deny(
+        self, denies: Mapping[DenyKey, str], author: Author, before: InForce, after: InForce
+    ) -> Revision:
+        return await self._store.deny(denies, author, change.summary(before, after))
+
+    async def _commit_rollback(
+        self, denies: Mapping[DenyKey, str], author: Author, held: InForce
+    ) -> Revision | None:
+        """None where the store cannot be reached: the denies stay marked as unpublished here."""
+        tombs = {key: Deny(version=version) for key, version in denies.items()}
+        after = msgspec.structs.replace(held, denies={**held.denies, **tombs})
+        try:
+            revision = await self.commit_deny(denies, author, held, after)
+            await self._offer_stored(revision)
+        except StoreUnavailable:
+            return None
+        return revision
+
+    async def _put(self, held: InForce, state: State, author: Author) -> Outcome:
+        after = msgspec.structs.replace(held, state=state)
+        revision = await self._store.put(state, held.revision, author, change.summary(held, after))
+        await self._offer_stored(revision)
+        if self._deliverer.newest.revision >= revision:
+            await self._deliverer.wait_for(msgspec.structs.replace(after, revision=revision))
+        return Outcome(revision=str(revision))
+
+    async def _offer_stored(self, revision: Revision) -> None:
+        stored = await self._store.read()
+        if stored is not None and stored.revision >= revision:
+            await self._deliverer.offer(stored)
+
+    async def _current(self) -> InForce:
+        return await self._store.read() or EMPTY
+
+
+def _expect(held: InForce, expect: Revision | None) -> None:
+    if expect is not None and expect != held.revision:
+        raise Conflict(held.revision)

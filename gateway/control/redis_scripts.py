@@ -1,0 +1,152 @@
+"""The writes of the shared store, each one script: it happens whole or not at all, in one order for all.
+
+Every script takes the keys `:state :deny :log :ops :signals` and the arguments op_id, actor, reason,
+changes (JSON), then its own. It answers `{word, epoch, rev}` with the word `done`, `known` (this op_id was
+here before), `same` (nothing to change) or `conflict`.
+
+Reads come before writes, and the log before the rest: a key of a wrong type or a full memory then refuses
+the first write, and nothing is half done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+
+OPS_KEPT = 10_000
+"""Op ids that are remembered, in the order of their revisions."""
+LOG_KEPT = 10_000
+
+# Numbers are handled as text wherever they may pass 2^53 or Lua's 14 digits: microseconds do.
+_COMMON = f"""
+local state, deny, log, ops, signals = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local op_id, actor, reason, changes = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local held = redis.call('HMGET', state, 'epoch', 'rev', 'sha256')
+local epoch, rev, sha = held[1], held[2], held[3]
+redis.call('HLEN', deny)
+local known = redis.call('ZSCORE', ops, op_id)
+local time = redis.call('TIME')
+local us = time[1] .. string.format('%06d', time[2])
+
+local function commit(type, why)
+  redis.call('XADD', log, 'MAXLEN', '~', {LOG_KEPT}, '*', 'type', type, 'epoch', epoch, 'rev', rev,
+    'sha256', sha, 'op_id', op_id, 'actor', actor, 'reason', why, 'us', us, 'changes', changes)
+  redis.call('ZADD', ops, rev, op_id)
+  redis.call('ZREMRANGEBYRANK', ops, 0, -{OPS_KEPT + 1})
+end
+
+local function advance(type)
+  rev = string.format('%.0f', tonumber(rev) + 1)
+  commit(type, reason)
+  redis.call('HSET', state, 'epoch', epoch, 'rev', rev, 'op_id', op_id, 'actor', actor,
+    'reason', reason, 'commit_us', us)
+end
+
+local function last_signal()
+  local last = redis.call('XREVRANGE', signals, '+', '-', 'COUNT', 1)
+  return last[1] and last[1][1] or '0-0'
+end
+"""
+
+_ANSWER_KNOWN = """
+if epoch and known then return {'known', epoch, string.format('%.0f', known)} end
+"""
+
+# An empty store takes what expects revision 0 of any epoch: that epoch, or 1, is its new life's. Older op ids
+# and signals mean nothing in it; denies that are left stay, because too many of them is the safe side.
+PUT = (
+    _COMMON
+    + _ANSWER_KNOWN
+    + """
+local want_epoch, want_rev, doc, doc_sha = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
+if not epoch and want_rev == '0' then
+  local last = last_signal()
+  epoch, rev, sha = want_epoch, '0', doc_sha
+  if epoch == '0' then epoch = '1' end
+  redis.call('DEL', ops)
+  advance(want_epoch == '0' and 'put' or 'restore')
+  redis.call('HSET', state, 'signals_id', last)
+elseif epoch == want_epoch and rev == want_rev then
+  sha = doc_sha
+  advance('put')
+else
+  return {'conflict', epoch or '0', rev or '0'}
+end
+redis.call('HSET', state, 'doc', doc, 'sha256', sha)
+return {'done', epoch, rev}
+"""
+)
+
+# Own arguments: pairs of key and the tombstone's JSON, open at its end for what only the server knows.
+DENY = (
+    _COMMON
+    + _ANSWER_KNOWN
+    + """
+if not epoch then return {'conflict', '0', '0'} end
+local new = {}
+for i = 5, #ARGV, 2 do
+  if redis.call('HEXISTS', deny, ARGV[i]) == 0 then new[#new + 1] = i end
+end
+if #new == 0 then return {'same', epoch, rev} end
+advance('deny')
+for _, i in ipairs(new) do
+  redis.call('HSET', deny, ARGV[i], ARGV[i + 1] .. ',"rev":' .. rev .. ',"us":' .. us .. '}')
+end
+return {'done', epoch, rev}
+"""
+)
+
+# Own arguments: the keys.
+UNDENY = (
+    _COMMON
+    + _ANSWER_KNOWN
+    + """
+if not epoch then return {'conflict', '0', '0'} end
+local there = {}
+for i = 5, #ARGV do
+  if redis.call('HEXISTS', deny, ARGV[i]) == 1 then there[#there + 1] = ARGV[i] end
+end
+if #there == 0 then return {'same', epoch, rev} end
+advance('undeny')
+for _, key in ipairs(there) do redis.call('HDEL', deny, key) end
+return {'done', epoch, rev}
+"""
+)
+
+# Own argument: the reason with the error.
+REJECT = (
+    _COMMON
+    + _ANSWER_KNOWN
+    + """
+if not epoch then return {'conflict', '0', '0'} end
+commit('reject', ARGV[5])
+return {'done', epoch, rev}
+"""
+)
+
+# Key: the state. Argument: a stream id, as text. The cursor only moves forwards.
+SEEN = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+local function parts(id)
+  local ms, seq = string.match(id, '^(%d+)-?(%d*)$')
+  return ms or '0', (seq and seq ~= '') and seq or '0'
+end
+local function less(a, b)
+  -- As text, shorter first: a stream id is two 64-bit numbers, and Lua's are doubles.
+  if #a ~= #b then return #a < #b end
+  return a < b
+end
+local ms, seq = parts(redis.call('HGET', KEYS[1], 'signals_id') or '0-0')
+local new_ms, new_seq = parts(ARGV[1])
+if less(ms, new_ms) or (ms == new_ms and less(seq, new_seq)) then
+  redis.call('HSET', KEYS[1], 'signals_id', new_ms .. '-' .. new_seq)
+  return 1
+end
+return 0
+"""
+
+
+@cache
+def sha1(script: str) -> str:
+    """The name under which a server knows the script."""
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()

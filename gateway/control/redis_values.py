@@ -1,0 +1,80 @@
+"""Values as they lie in Redis, and back. Nothing in there is trusted: people write to it by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from gateway.control.store import Author, HistoryRecord, Member, Signal
+from gateway.routing.state import Deny, DenyKey, InForce, Revision, StateError, decode_state
+
+SIGNAL_FIELDS = 20
+SIGNAL_BYTES = 1024
+"""Of one name or value of a signal; what is longer is cut."""
+
+Fields = Mapping[bytes, bytes]
+
+
+def text(raw: bytes | str) -> str:
+    return raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
+
+
+def in_force(state: Fields, denies: Fields) -> InForce:
+    """Raises `StateError`, and names the field that is damaged."""
+    missing = [name for name in ("epoch", "rev", "doc", "sha256") if name.encode() not in state]
+    if missing:
+        raise StateError(f"the state in Redis lacks {', '.join(missing)}: it was edited by hand")
+    try:
+        revision = Revision.parse(f"{text(state[b'epoch'])}.{text(state[b'rev'])}")
+    except ValueError as error:
+        raise StateError(f"the state in Redis has no revision: {error}") from error
+    document = decode_state(state[b"doc"], text(state[b"sha256"]))
+    return InForce(
+        revision=revision,
+        state=document,
+        denies={DenyKey.parse(text(key)): _deny(key, raw) for key, raw in denies.items()},
+    )
+
+
+def tombstone_head(version: str, author: Author) -> bytes:
+    """A deny without its end: the script adds the revision and the time, by the server's clock."""
+    fields = {"version": version, "op_id": author.op_id, "actor": author.actor, "reason": author.reason}
+    return msgspec.json.encode(fields)[:-1]
+
+
+def history_record(fields: Fields) -> HistoryRecord | None:
+    """None for an entry that nobody here has written."""
+    known: dict[str, object] = {text(name): text(value) for name, value in fields.items()}
+    try:
+        known["changes"] = msgspec.json.decode(fields.get(b"changes", b"[]"))
+        return msgspec.convert(known, HistoryRecord, strict=False)
+    except msgspec.MsgspecError:
+        return None
+
+
+def member_from(fields: Fields) -> Member | None:
+    """None for a report that has faded or that nobody here has written."""
+    try:
+        return msgspec.convert(
+            {text(name): text(value) for name, value in fields.items()}, Member, strict=False
+        )
+    except msgspec.MsgspecError:
+        return None
+
+
+def signal(id_: bytes | str, fields: Fields) -> Signal:
+    """Cut to size, and with a mark where bytes are no UTF-8."""
+    first = list(fields.items())[:SIGNAL_FIELDS]
+    return Signal(id=text(id_), fields={_short(name): _short(value) for name, value in first})
+
+
+def _short(raw: bytes) -> str:
+    return text(raw[:SIGNAL_BYTES])
+
+
+def _deny(key: bytes, raw: bytes) -> Deny:
+    try:
+        return msgspec.json.decode(raw, type=Deny)
+    except msgspec.MsgspecError as error:
+        raise StateError(f"deny {text(key)[:200]!r} in Redis is unreadable: {error}") from error

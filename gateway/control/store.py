@@ -1,0 +1,145 @@
+"""What every replica agrees on, behind one interface: the embedded file, or Redis."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from gateway.routing.state import DenyKey, InForce, Revision, State
+
+
+class StoreError(Exception):
+    """The base of what a store raises."""
+
+
+class Conflict(StoreError):
+    """The state moved on since it was read. `current` is the revision that is in force now."""
+
+    def __init__(self, current: Revision) -> None:
+        super().__init__(f"the state is at revision {current} now: read it again and repeat the change")
+        self.current = current
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be reached or refuses to work; what is served goes on being served."""
+
+
+class Author(msgspec.Struct, frozen=True, kw_only=True):
+    """Who changes something and why. `op_id` makes a retried write the same write."""
+
+    actor: str
+    reason: str = ""
+    op_id: str
+
+
+class HistoryRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the history."""
+
+    type: str
+    """put, deny, undeny, restore or reject (a signal that was refused)."""
+    epoch: int
+    rev: int
+    us: int
+    """Microseconds since the epoch, by the store's clock."""
+    actor: str
+    reason: str = ""
+    op_id: str = ""
+    sha256: str = ""
+    changes: list[dict[str, Any]] = []
+    """For each route that changed: {"route", "before", "after"}, as `routing.change.summary` writes them."""
+
+
+class Signal(msgspec.Struct, frozen=True, kw_only=True):
+    """A request from outside, as it lies in the `:signals` stream; nothing in it is trusted."""
+
+    id: str
+    fields: dict[str, str]
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """What one replica says of itself. Times are the store's own."""
+
+    replica: str
+    epoch: int
+    rev: int
+    denies_rev: int
+    """The highest revision of a deny that is applied: a deny may be ahead of the document."""
+    deny_n: int
+    sha256: str
+    status: str
+    """ACK, or NACK with `error`: the replica keeps the revision it names and refuses a later one."""
+    error: str = ""
+    workers_ok: int
+    workers_total: int
+    applied_us: int = 0
+
+
+Changes = Sequence[dict[str, Any]]
+
+
+class Store(Protocol):
+    """The state, changed only by compare-and-set. Every method may raise `StoreUnavailable`."""
+
+    shared: bool
+    """True where other replicas use the same store (Redis)."""
+
+    async def read(self) -> InForce | None:
+        """State and denies whole, at one point in time; None where the store is empty."""
+
+    async def put(self, state: State, expect: Revision, author: Author, changes: Changes) -> Revision:
+        """Replaces the document if the revision is still `expect` (0.0: if the store is empty).
+
+        `Revision(E, 0)` also expects an empty store and begins epoch E in it: how a replica whose store was
+        emptied gives it the state back as something newer (type `restore` in the history).
+        A known `op_id` returns its first revision and changes nothing. Raises `Conflict`.
+        """
+
+    async def deny(self, denies: Mapping[DenyKey, str], author: Author, changes: Changes) -> Revision:
+        """Adds denies (key → version for people); needs no expected revision, because denies commute.
+
+        Denies that exist already are left as they are; where all of them do, nothing changes and the
+        present revision is returned. An empty store has nothing to deny: `Conflict` with 0.0, as from
+        `undeny` and `reject`.
+        """
+
+    async def undeny(self, keys: Sequence[DenyKey], author: Author, changes: Changes) -> Revision:
+        """Lifts denies."""
+
+    async def reject(self, author: Author, error: str) -> None:
+        """One line of history for a request that was refused; the revision stays. Idempotent by op_id."""
+
+    async def history(self, limit: int = 100) -> list[HistoryRecord]:
+        """The newest first."""
+
+    def watch(self) -> AsyncIterator[list[Signal]]:
+        """Yields whenever something may have changed, with the signals that came, if any.
+
+        The first item comes at once. It never ends by itself; an error of the store is raised out of it,
+        and the reader starts a new one. A signal is yielded again until `seen` was told of it.
+        """
+
+    async def seen(self, signal_id: str) -> None:
+        """The signal is done with: committed or rejected."""
+
+    async def report(self, member: Member) -> None:
+        """Publishes what this replica has applied; it fades by itself when not repeated."""
+
+    async def members(self) -> list[Member]:
+        """The live replicas."""
+
+    async def aclose(self) -> None: ...
+
+
+__all__ = [
+    "Author",
+    "Changes",
+    "Conflict",
+    "HistoryRecord",
+    "Member",
+    "Signal",
+    "Store",
+    "StoreError",
+    "StoreUnavailable",
+]

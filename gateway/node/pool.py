@@ -1,0 +1,222 @@
+"""The workers of one supervisor: started, called together, replaced when they die, drained."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import mmap
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from gateway.control.deliver import LoadFailed, WorkersApplied
+from gateway.node.channel import CallFailed, Channel, ChannelClosed, Handler
+from gateway.node.worker import WorkerConfig
+from gateway.routing.state import EMPTY, EngineOptions, InForce, Pin, encode_in_force
+from gateway.telemetry.observations import SIZE_BYTES, ObservedVersion, read_blocks
+from gateway.wire.app import Limits
+
+log = logging.getLogger(__name__)
+
+RESTART_PAUSES_S = (0.0, 0.1, 0.5, 1.0, 5.0)
+"""Before each restart in a row; a worker that lived for a minute starts the row anew."""
+LOAD_TIMEOUT_S = 600.0
+APPLY_TIMEOUT_S = 120.0
+EXIT_TIMEOUT_S = 40.0
+
+
+class _Slot:
+    """One worker process, and the memory that outlives it."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.process: asyncio.subprocess.Process | None = None
+        self.channel: Channel | None = None
+        self.memory: mmap.mmap | None = None
+        self.ready = False
+        self.started = 0.0
+
+
+class WorkerPool:
+    """All workers. One that dies is replaced; its counts are kept; calls go to those that are alive."""
+
+    def __init__(
+        self,
+        *,
+        count: int,
+        listener: socket.socket,
+        state_file: str,
+        handlers: Mapping[str, Handler],
+        on_change: Callable[[], None],
+        on_death: Callable[[list[ObservedVersion]], None],
+        drain_s: float,
+        limits: Limits,
+    ) -> None:
+        self._listener = listener
+        self._state_file = state_file
+        self._handlers = handlers
+        self._on_change = on_change
+        self._on_death = on_death
+        self._drain_s = drain_s
+        self._limits = limits
+        self._slots = [_Slot(index) for index in range(count)]
+        self._ring: dict[str, Any] = {"held": encode_in_force(EMPTY), "paths": {}}
+        self._stopping = False
+        self.restarts = 0
+
+    @property
+    def total(self) -> int:
+        return len(self._slots)
+
+    @property
+    def ready(self) -> int:
+        return sum(slot.ready for slot in self._slots)
+
+    @property
+    def pids(self) -> list[int]:
+        return [slot.process.pid for slot in self._slots if slot.process is not None]
+
+    async def run(self) -> None:
+        """Keeps every worker alive until `stop`."""
+        async with asyncio.TaskGroup() as group:
+            for slot in self._slots:
+                group.create_task(self._keep_alive(slot))
+
+    async def load(self, pin: Pin, options: EngineOptions, path: str) -> None:
+        """Has every worker load and warm a version. Raises `LoadFailed` with the first reason."""
+        params = {"pin": msgspec.to_builtins(pin), "options": msgspec.to_builtins(options), "path": path}
+        results = await self._call_all("load", LOAD_TIMEOUT_S, **params)
+        for result in results:
+            if isinstance(result, CallFailed | TimeoutError):
+                raise LoadFailed(str(result) or "the load took too long")
+
+    async def apply(self, held: InForce, paths: Mapping[str, str]) -> WorkersApplied:
+        """Rings every worker. `ok` counts those that swapped and have no answer of a denied version left."""
+        self._ring = {"held": encode_in_force(held), "paths": dict(paths)}
+        results = await self._call_all("apply", APPLY_TIMEOUT_S, **self._ring)
+        errors = [str(result) or type(result).__name__ for result in results if isinstance(result, Exception)]
+        errors += [
+            reason for result in results if isinstance(result, dict) for reason in result["errors"].values()
+        ]
+        ok = sum(isinstance(result, dict) and not result["errors"] for result in results)
+        return WorkersApplied(ok=ok, total=self.total, errors=errors)
+
+    async def unload(self, route: str, version: str | None) -> None:
+        await self._call_all("unload", 10.0, route=route, version=version)
+
+    async def stop(self) -> None:
+        """Drains every worker and waits until they are gone."""
+        self._stopping = True
+        self._listener.close()
+        await self._call_all("drain", EXIT_TIMEOUT_S, only_ready=False)
+        for slot in self._slots:
+            if slot.channel is not None:
+                slot.channel.close()
+            if slot.process is not None:
+                await self._wait_or_kill(slot.process)
+
+    def observations(self) -> Iterator[ObservedVersion]:
+        """The counts of the workers that are alive."""
+        for slot in self._slots:
+            if slot.memory is not None:
+                yield from read_blocks(memoryview(slot.memory))
+
+    async def _call_all(
+        self, method: str, timeout_s: float, *, only_ready: bool = True, **params: Any
+    ) -> list[Any]:
+        channels = [slot.channel for slot in self._slots if slot.channel and (slot.ready or not only_ready)]
+        return await asyncio.gather(
+            *(channel.call(method, timeout_s=timeout_s, **params) for channel in channels),
+            return_exceptions=True,
+        )
+
+    async def _keep_alive(self, slot: _Slot) -> None:
+        row = 0
+        while not self._stopping:
+            await asyncio.sleep(RESTART_PAUSES_S[min(row, len(RESTART_PAUSES_S) - 1)])
+            await self._run_once(slot)
+            row = 1 if time.monotonic() - slot.started > 60 else row + 1
+
+    async def _run_once(self, slot: _Slot) -> None:
+        """One life of one worker, from its start to its death."""
+        ours, theirs = socket.socketpair()
+        with tempfile.TemporaryFile(prefix="turnout-observations-") as shared, theirs:
+            os.ftruncate(shared.fileno(), SIZE_BYTES)
+            slot.memory = mmap.mmap(shared.fileno(), SIZE_BYTES)
+            slot.process = await self._spawn(slot.index, theirs, shared.fileno())
+        slot.started = time.monotonic()
+        slot.channel = Channel(self._handlers)
+        serving = asyncio.create_task(slot.channel.run(ours))
+        try:
+            await self._bring_up(slot)
+            code = await slot.process.wait()
+            if not self._stopping:
+                self.restarts += 1
+                log.warning(
+                    "worker %d (pid %d) ended with %s: replacing it", slot.index, slot.process.pid, code
+                )
+        finally:
+            serving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await serving
+            ours.close()
+            self._bury(slot)
+
+    async def _spawn(self, index: int, channel: socket.socket, memory_fd: int) -> asyncio.subprocess.Process:
+        config = WorkerConfig(
+            index=index,
+            state_file=self._state_file,
+            channel_fd=channel.fileno(),
+            listen_fd=self._listener.fileno(),
+            observations_fd=memory_fd,
+            run_threads=2,
+            drain_s=self._drain_s,
+            limits=self._limits,
+        )
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "gateway.node.worker",
+            msgspec.json.encode(config).decode(),
+            pass_fds=(config.channel_fd, config.listen_fd, config.observations_fd),
+            stdin=subprocess.DEVNULL,
+            # Out of the terminal's group: Ctrl-C is for the supervisor, which drains the workers.
+            process_group=0,
+        )
+
+    async def _bring_up(self, slot: _Slot) -> None:
+        """The state first, then the connections: a new worker answers right from its first request."""
+        assert slot.channel is not None
+        try:
+            await slot.channel.call("apply", **self._ring, timeout_s=LOAD_TIMEOUT_S)
+            await slot.channel.call("listen", timeout_s=APPLY_TIMEOUT_S)
+        except CallFailed as error:
+            log.error("worker %d could not start: %s", slot.index, error)
+            return
+        except (ChannelClosed, TimeoutError):
+            return
+        slot.ready = True
+        self._on_change()
+
+    def _bury(self, slot: _Slot) -> None:
+        if slot.memory is not None:
+            self._on_death(list(read_blocks(memoryview(slot.memory))))
+        slot.ready, slot.memory, slot.channel, slot.process = False, None, None, None
+        self._on_change()
+
+    async def _wait_or_kill(self, process: asyncio.subprocess.Process) -> None:
+        try:
+            async with asyncio.timeout(EXIT_TIMEOUT_S):
+                await process.wait()
+        except TimeoutError:
+            log.error("pid %d did not end within %d s: killed", process.pid, EXIT_TIMEOUT_S)
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()

@@ -1,0 +1,365 @@
+"""The supervisor: composes the control plane and the admin listener over a pool of workers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvicorn
+
+from gateway.admin.api import admin_app
+from gateway.admin.replica import Replica
+from gateway.control import state_file
+from gateway.control.bootstrap import Bootstrap
+from gateway.control.deliver import Deliverer
+from gateway.control.events import Events
+from gateway.control.file_store import FileStore
+from gateway.control.operations import Operations
+from gateway.control.reader import Reader
+from gateway.control.redis_store import RedisStore
+from gateway.control.registries import Registries
+from gateway.control.store import Member, Store, StoreUnavailable
+from gateway.control.versions import Versions
+from gateway.control.weights import FetchProgress, WeightsCache
+from gateway.node.explicit_calls import ExplicitCalls
+from gateway.node.pool import WorkerPool
+from gateway.routing.state import EMPTY, InForce, StateError, encode_state, state_sha256
+from gateway.routing.table import compile_table
+from gateway.settings import Settings, SettingsError, check_settings
+from gateway.telemetry.ledger import Ledger
+from gateway.telemetry.metrics import Standing, TurnoutCollector
+from gateway.telemetry.observations import UNKNOWN, Labels
+from gateway.wire.oip_json import Limits
+from gateway.wire.statistics import statistics_document
+
+log = logging.getLogger(__name__)
+
+REPORT_PERIOD_S = 2.0
+"""How often a replica says in the store that it lives and what it has applied."""
+
+
+class Supervisor:
+    """One replica. `run` serves until SIGTERM or SIGINT and returns the exit code."""
+
+    def __init__(self, settings: Settings) -> None:
+        check_settings(settings)
+        self._settings = settings
+        self.replica = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.events = Events()
+        self._mirror = settings.state_dir / "state.json"
+        self._data = _listener(settings.host, settings.port, "--port")
+        self._admin_socket = _listener(settings.admin_host, settings.admin_port, "--admin-port")
+        self.weights = WeightsCache(
+            settings.cache_dir, max_bytes=settings.cache_bytes, on_progress=self._fetching
+        )
+        self._registries = Registries()
+        self.versions = Versions(self._registries, self.weights)
+        self._explicit = ExplicitCalls(self.versions)
+        self.ledger = Ledger(lambda: self.pool.observations())
+        self.pool = WorkerPool(
+            count=settings.workers,
+            listener=self._data,
+            state_file=str(self._mirror),
+            handlers={
+                "locate": self._locate,
+                "statistics": self._statistics,
+                "unload": self._unload,
+            },
+            on_change=self._workers_changed,
+            on_death=self.ledger.bury,
+            drain_s=settings.drain_s,
+            limits=Limits(body_bytes=settings.body_bytes),
+        )
+        self.deliverer = Deliverer(self._mirror, self.versions, self.pool, self.events)
+        self.store = _store(settings, self.replica)
+        self.operations = Operations(self.store, self.deliverer, self.versions)
+        self.reader = Reader(self.store, self.deliverer, self.operations, self.events)
+        self.collector = TurnoutCollector(totals=self.totals, standing=self.standing)
+        self._bootstrap = Bootstrap(
+            settings.config, self.operations, self.deliverer, shared=self.store.shared
+        )
+        self._report_now = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._fetched_bytes = 0
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        with _owned(self._settings.state_dir):
+            mirrored = await asyncio.to_thread(_last_known_good, self._mirror)
+            if mirrored is not None:
+                await self.deliverer.start(mirrored)
+            admin = uvicorn.Server(_admin_config(admin_app(self._replica_view())))
+            tasks = [
+                asyncio.create_task(task)
+                for task in (
+                    self.pool.run(),
+                    self.deliverer.run(),
+                    self.reader.run(),
+                    self._bootstrap.run(self.reader.reached),
+                    self._report(),
+                    self._announce(),
+                    _serve(admin, self._admin_socket),
+                )
+            ]
+            stopping = asyncio.create_task(self._stopping.wait())
+            try:
+                done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+                failed = _failure(done - {stopping})
+            finally:
+                await self._stop(admin, tasks)
+        if failed is not None:
+            raise failed
+        return 0
+
+    def _replica_view(self) -> Replica:
+        return Replica(
+            operations=self.operations,
+            deliverer=self.deliverer,
+            store=self.store,
+            versions=self.versions,
+            events=self.events,
+            collector=self.collector,
+            totals=self.totals,
+            ready=lambda: self.ready,
+            degraded=self.degraded,
+            member=self.member,
+            token=self._settings.admin_token,
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether this replica serves: as long as it has a state and a worker, whatever the store does."""
+        return not self._stopping.is_set() and self.pool.ready > 0 and self.deliverer.held is not EMPTY
+
+    def degraded(self) -> list[str]:
+        """In words, all that is not as it should be; none of it keeps this replica from serving."""
+        found = [
+            self.reader.trouble,
+            self.deliverer.error,
+            self.deliverer.mirror_error,
+            self._bootstrap.trouble,
+        ]
+        found += self.deliverer.applied.errors
+        if self.pool.ready < self.pool.total:
+            found.append(f"{self.pool.ready} of {self.pool.total} workers are ready")
+        return [text for text in found if text]
+
+    def totals(self) -> dict[Labels, Any]:
+        served = set(self.shares())
+        names = self.deliverer.held.state.routes
+        return self.ledger.totals(
+            lambda labels: (
+                labels in served or (labels.route in names and not labels.version) or labels.route == UNKNOWN
+            )
+        )
+
+    def shares(self) -> dict[Labels, float]:
+        """Of every declared variant: the version that answers for it, and the share that it gets."""
+        return {
+            Labels(name, variant, arm.pin.version): entry.shares_bp[variant] / 10_000
+            for name, entry in compile_table(self.deliverer.held).items()
+            for variant, arm in entry.arms.items()
+            if arm.variant == variant
+        }
+
+    def standing(self) -> Standing:
+        held = self.deliverer.held
+        table = compile_table(held)
+        return Standing(
+            epoch=held.revision.epoch,
+            rev=held.revision.rev,
+            control_plane_age_s=self.reader.age_s,
+            degraded=bool(self.degraded()),
+            shares={tuple(labels): share for labels, share in self.shares().items()},
+            rollback_ready={name: _can_roll_back(entry) for name, entry in table.items()},
+            denies=len(held.denies),
+            workers_ready=self.pool.ready,
+            workers_total=self.pool.total,
+            worker_restarts=self.pool.restarts,
+            cache_bytes=self.weights.total_bytes,
+            fetched_bytes=self._fetched_bytes,
+        )
+
+    def member(self) -> Member:
+        held, applied = self.deliverer.held, self.deliverer.applied
+        return Member(
+            replica=self.replica,
+            epoch=held.revision.epoch,
+            rev=held.revision.rev,
+            denies_rev=max((deny.rev for deny in held.denies.values()), default=0),
+            deny_n=len(held.denies),
+            sha256=state_sha256(encode_state(held.state)),
+            status="NACK" if self.deliverer.error else "ACK",
+            error=self.deliverer.error,
+            workers_ok=min(applied.ok, self.pool.ready),
+            workers_total=self.pool.total,
+        )
+
+    # What the workers ask.
+
+    async def _locate(self, route: str, version: str) -> dict[str, Any]:
+        located = await self._explicit.locate(self.deliverer.held, route, version)
+        return {"pin": msgspec.to_builtins(located.pin), "path": located.path}
+
+    async def _statistics(self, route: str | None, version: str | None) -> Any:
+        return statistics_document(self.totals(), route, version)
+
+    async def _unload(self, route: str, version: str | None) -> None:
+        await self.pool.unload(route, version)
+
+    # What goes on all the time.
+
+    def _workers_changed(self) -> None:
+        self.events.publish("workers", ready=self.pool.ready, of=self.pool.total)
+        self._report_now.set()
+
+    def _fetching(self, progress: FetchProgress) -> None:
+        self._fetched_bytes = self.weights.fetched_bytes
+        self.events.publish("fetch", **msgspec.to_builtins(progress))
+
+    async def _report(self) -> None:
+        """An acknowledgement as soon as something was applied, and a sign of life in between."""
+        watcher = asyncio.create_task(self._watch_applied())
+        try:
+            while True:
+                self._report_now.clear()
+                with contextlib.suppress(StoreUnavailable):
+                    await self.store.report(self.member())
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(REPORT_PERIOD_S):
+                        await self._report_now.wait()
+        finally:
+            watcher.cancel()
+
+    async def _watch_applied(self) -> None:
+        with self.events.subscribe() as events:
+            while True:
+                event = await events.get()
+                if event["kind"] in ("applied", "refused"):
+                    self._report_now.set()
+
+    async def _announce(self) -> None:
+        """The one line on the screen, when the first request would be answered."""
+        with self.events.subscribe() as events:
+            while not self.ready:
+                await events.get()
+        settings = self._settings
+        print(
+            f"turnout is ready: data http://{_at(settings.host, self._data)}  "
+            f"admin http://{_at(settings.admin_host, self._admin_socket)}  "
+            f"({self.pool.total} workers, revision {self.deliverer.held.label})",
+            flush=True,
+        )
+        if settings.example is not None:
+            route = next(iter(self.deliverer.held.state.routes), "MODEL")
+            url = f"http://{_at(settings.host, self._data)}/v2/models/{route}/infer"
+            print(f"try it:\n  curl -s {url} -d @{settings.example}", flush=True)
+        await asyncio.Event().wait()
+
+    async def _stop(self, admin: uvicorn.Server, tasks: list[asyncio.Task[Any]]) -> None:
+        self._stopping.set()
+        log.info("draining")
+        await self.pool.stop()
+        admin.should_exit = True
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.store.aclose()
+        await self._registries.aclose()
+
+
+def _can_roll_back(entry: Any) -> bool:
+    if entry.spare is not None:
+        return True
+    fallback = entry.fallback
+    return fallback is not None and any(arm.pin != fallback.pin for arm in entry.arms.values())
+
+
+def _store(settings: Settings, replica: str) -> Store:
+    if settings.redis:
+        return RedisStore(settings.redis, settings.namespace, replica)
+    return FileStore(settings.state_dir / "store", replica)
+
+
+def _last_known_good(path: Path) -> InForce | None:
+    """What this replica served last; a damaged file is kept aside, and the store is asked instead."""
+    try:
+        return state_file.read(path)
+    except StateError as error:
+        aside = state_file.set_aside(path)
+        log.error("%s; kept as %s", error, aside)
+        return None
+
+
+@contextlib.contextmanager
+def _owned(directory: Path) -> Iterator[None]:
+    """One supervisor a state directory. Raises `SettingsError` where another one has it."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (directory / "supervisor.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SettingsError(
+                f"another turnout serves from {directory}: give this one its own --state-dir"
+            ) from None
+        yield
+
+
+def _listener(host: str, port: int, option: str) -> socket.socket:
+    """Bound and listening from the start: a port in use is an error before anything else happens."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise SettingsError(
+            f"{host}:{port} cannot be bound ({error.strerror}): choose another {option}"
+        ) from error
+    listener.listen(2048)
+    listener.setblocking(False)
+    return listener
+
+
+def _at(host: str, listener: socket.socket) -> str:
+    return f"{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+
+
+def _admin_config(app: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=2,
+    )
+
+
+async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+    await server.serve(sockets=[listener])
+
+
+def _failure(done: set[asyncio.Task[Any]]) -> BaseException | None:
+    """A part that ended by itself ends the process: a half-working supervisor must not look alive."""
+    for task in done:
+        error = task.exception()
+        return error or RuntimeError(f"{task.get_name()} ended by itself")
+    return None

@@ -1,0 +1,282 @@
+"""A worker process: the snapshot, the router and the engines. It knows no Redis, no registry and no admin.
+
+    python -m gateway.node.worker '<WorkerConfig as JSON>'
+
+The supervisor starts it, and it ends when its channel to the supervisor does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import mmap
+import signal
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvicorn
+
+from gateway.control import state_file
+from gateway.node.channel import CallFailed, Channel, ChannelClosed
+from gateway.routing.state import EngineOptions, InForce, Pin, StateError, decode_in_force
+from gateway.routing.table import compile_table
+from gateway.serving.engine import EngineError
+from gateway.serving.explicit import ExplicitVersions, Located
+from gateway.serving.inference import Inference
+from gateway.serving.live import EngineKey, Live, ServedArm
+from gateway.serving.loading import LOADS_AT_ONCE, Loader
+from gateway.serving.tensors import InferenceError
+from gateway.telemetry.observations import SIZE_BYTES, ObservationWriter
+from gateway.wire.app import Limits, data_plane
+
+log = logging.getLogger(__name__)
+
+STAT_PERIOD_S = 1.0
+"""How often the state file is looked at, in case a ring of the channel was lost."""
+PREPARED_KEPT_S = 600.0
+"""How long an engine that was prepared for a change waits for the change to be committed."""
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What the supervisor hands to a worker; the numbers are file descriptors that it inherits."""
+
+    index: int
+    state_file: str
+    channel_fd: int
+    listen_fd: int
+    observations_fd: int
+    run_threads: int
+    drain_s: float
+    limits: Limits = Limits()
+
+
+class Worker:
+    """Composes the data plane of one process and answers the supervisor's calls."""
+
+    def __init__(self, config: WorkerConfig, loop: asyncio.AbstractEventLoop) -> None:
+        self._config = config
+        self._state_file = Path(config.state_file)
+        memory = mmap.mmap(config.observations_fd, SIZE_BYTES)
+        self._live = Live(ObservationWriter(memoryview(memory)))
+        load_threads = ThreadPoolExecutor(LOADS_AT_ONCE, thread_name_prefix="load")
+        run_threads = ThreadPoolExecutor(config.run_threads, thread_name_prefix="run")
+        self._loader = Loader(loop, load_threads, run_threads)
+        self._explicit = ExplicitVersions(self._live, self._loader, self._locate)
+        self._channel = Channel(
+            {
+                "load": self.load,
+                "apply": self.apply,
+                "listen": self.listen,
+                "unload": self.unload,
+                "drain": self.drain,
+            }
+        )
+        self._plane = data_plane(
+            self._live,
+            Inference(self._live, self._explicit),
+            self._explicit,
+            self._channel.call,
+            config.limits,
+        )
+        self._paths: dict[str, str] = {}
+        self._prepared: dict[EngineKey, float] = {}
+        self._loading: dict[EngineKey, asyncio.Task[None]] = {}
+        self._asked = 0
+        self._swapped = 0
+        self._server: uvicorn.Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Until the supervisor says drain, or is gone."""
+        end = socket.socket(fileno=self._config.channel_fd)
+        watcher = asyncio.create_task(self._watch_file())
+        try:
+            await self._channel.run(end)
+        finally:
+            watcher.cancel()
+            await self._stop()
+
+    # What the supervisor calls.
+
+    async def load(self, pin: dict[str, Any], options: dict[str, Any], path: str) -> None:
+        """Loads and warms a version that is not in force yet."""
+        key = EngineKey(msgspec.convert(pin, Pin).digest, msgspec.convert(options, EngineOptions))
+        self._prepared[key] = asyncio.get_running_loop().time() + PREPARED_KEPT_S
+        self._paths[key.digest] = path
+        try:
+            await self._ensure(key)
+        except EngineError as error:
+            self._prepared.pop(key, None)
+            raise CallFailed(str(error)) from error
+
+    async def apply(self, held: bytes, paths: dict[str, str]) -> dict[str, Any]:
+        """Makes a state the truth; returns when no answer of a denied version is under way.
+
+        A version that cannot be loaded does not keep the rest from being served: the fallback answers for it.
+        """
+        self._paths.update(paths)
+        try:
+            return await self._apply(decode_in_force(held))
+        except StateError as error:
+            raise CallFailed(str(error)) from error
+
+    async def _apply(self, held: InForce) -> dict[str, Any]:
+        self._asked += 1
+        asked = self._asked
+        errors = await self._load_required(held)
+        if asked > self._swapped:
+            # A later state may have overtaken this one while its versions were loading.
+            self._swapped = asked
+            await _idle(self._live.swap(held))
+            self._retire_unneeded()
+        return {
+            "label": self._live.snapshot.label,
+            "errors": errors,
+            "missing": self._live.snapshot.missing(),
+        }
+
+    async def listen(self) -> None:
+        """Starts to accept connections."""
+        if self._serving is None:
+            listener = socket.socket(fileno=self._config.listen_fd)
+            self._server = _QuietServer(_uvicorn_config(self._plane, self._config))
+            self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
+
+    async def unload(self, route: str, version: str | None = None) -> None:
+        """Lets go of explicit versions of a route."""
+        self._explicit.unload(route, version)
+
+    async def drain(self) -> None:
+        """Unready at once; clients are told to go with their next answer; then no more is accepted."""
+        self._plane.drain()
+        await asyncio.sleep(self._config.drain_s)
+        await self._stop()
+
+    # How a version comes to be loaded.
+
+    async def _ensure(self, key: EngineKey) -> None:
+        if key in self._live.engines:
+            return
+        task = self._loading.get(key)
+        if task is None:
+            task = self._loading[key] = asyncio.create_task(self._load(key))
+            task.add_done_callback(lambda _: self._loading.pop(key, None))
+        await asyncio.shield(task)
+
+    async def _load(self, key: EngineKey) -> None:
+        self._live.engines[key] = await self._loader.load(key, self._paths[key.digest])
+
+    async def _load_required(self, held: InForce) -> dict[str, str]:
+        """Loads what `held` needs and is in the cache. Returns digest → why it could not be loaded."""
+        keys = {
+            EngineKey(pin.digest, entry.engine): None
+            for entry in compile_table(held).values()
+            for pin in entry.required
+            if pin.digest in self._paths
+        }
+        missing = [key for key in keys if key not in self._live.engines]
+        results = await asyncio.gather(*(self._ensure(key) for key in missing), return_exceptions=True)
+        errors = {}
+        for key, result in zip(missing, results, strict=True):
+            if isinstance(result, EngineError):
+                errors[key.digest] = str(result)
+            elif isinstance(result, BaseException):
+                raise result
+        return errors
+
+    def _retire_unneeded(self) -> None:
+        now = asyncio.get_running_loop().time()
+        self._prepared = {key: until for key, until in self._prepared.items() if until > now}
+        self._live.retire_unneeded(self._explicit.needed | self._prepared.keys())
+
+    async def _watch_file(self) -> None:
+        seen = None
+        while True:
+            await asyncio.sleep(STAT_PERIOD_S)
+            signature = state_file.signature(self._state_file)
+            if self._swapped and signature != seen:
+                seen = signature
+                with contextlib.suppress(StateError):
+                    await self._apply_file()
+
+    async def _apply_file(self) -> None:
+        written = await asyncio.to_thread(state_file.read, self._state_file)
+        if written is not None and written.revision > self._live.snapshot.held.revision:
+            log.warning("revision %s was in the state file and was not rung", written.label)
+            await self._apply(written)
+
+    async def _locate(self, route: str, version: str) -> Located:
+        try:
+            found = await self._channel.call("locate", route=route, version=version)
+        except CallFailed as error:
+            raise InferenceError(
+                error.status or 503, str(error), retry_after_s=error.retry_after_s
+            ) from error
+        except ChannelClosed as error:
+            raise InferenceError(503, "this worker is going away: try again", retry_after_s=1) from error
+        return Located(msgspec.convert(found["pin"], Pin), found["path"])
+
+    async def _stop(self) -> None:
+        if self._server is not None and self._serving is not None:
+            self._plane.drain()
+            self._server.should_exit = True
+            await self._serving
+
+
+async def _idle(arms: list[ServedArm]) -> None:
+    """Returns when no answer of these arms is under way."""
+    events = []
+    for arm in arms:
+        event = asyncio.Event()
+        arm.when_idle(event.set)
+        events.append(event.wait())
+    await asyncio.gather(*events)
+
+
+class _QuietServer(uvicorn.Server):
+    """The supervisor decides when a worker ends; signals are not for uvicorn to catch."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+
+def _uvicorn_config(app: Any, config: WorkerConfig) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=2048,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=30,
+    )
+
+
+def main() -> None:
+    import uvloop
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s worker %(message)s")
+    config = msgspec.json.decode(sys.argv[1], type=WorkerConfig)
+    # Ctrl-C reaches the whole process group; the supervisor drains its workers in order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    async def run() -> None:
+        await Worker(config, asyncio.get_running_loop()).run()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""The changes that people and signals ask for, each a pure function of what is in force."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from gateway.routing.manifest import ManifestError, basis_points
+from gateway.routing.state import WHOLE_BP, DenyKey, InForce, Route, State, Variant
+from gateway.routing.table import RouteEntry, compile_table
+
+
+class ChangeRefused(Exception):
+    """The change makes no sense for what is in force; nothing was changed."""
+
+
+class UnknownName(ChangeRefused):
+    """The change names a route, variant or version that does not exist."""
+
+
+def set_weights(held: InForce, route_name: str, percents: Mapping[str, float]) -> State:
+    """The state with new weights, in per cent, for one route's variants.
+
+    Variants that are not named keep theirs, except the fallback, which takes what the others leave.
+    Raises `ChangeRefused` for a sum that is not 100 % (or all 0), or a weight on a denied version.
+    """
+    route = route_of(held, route_name)
+    weights = {name: variant.weight_bp for name, variant in route.variants.items()}
+    for name, percent in percents.items():
+        variant = variant_of(route_name, route, name)
+        weights[name] = _points(f"routes.{route_name}.variants.{name}.weight", percent)
+        _refuse_denied(held, route_name, name, variant, weights[name])
+    if route.fallback not in percents:
+        others = sum(points for name, points in weights.items() if name != route.fallback)
+        weights[route.fallback] = max(0, WHOLE_BP - others)
+    total = sum(weights.values())
+    if total not in (0, WHOLE_BP):
+        raise ChangeRefused(
+            f"the weights of {route_name} add up to {total / 100:g} %, not to 100 % (or all 0)"
+        )
+    variants = {
+        name: msgspec.structs.replace(variant, weight_bp=weights[name])
+        for name, variant in route.variants.items()
+    }
+    return replace_route(held.state, route_name, msgspec.structs.replace(route, variants=variants))
+
+
+def rollback(held: InForce, route_name: str, version: str | None = None) -> dict[DenyKey, str]:
+    """What to deny (key → version) so that the route returns to what served before.
+
+    With a version: that one. Without: the versions of all variants but the fallback that have a weight, or,
+    where the fallback has it all, the fallback's own, if there is an earlier one to return to. Empty where
+    that has happened already: a signal that is repeated must not walk further and further back.
+    """
+    route = route_of(held, route_name)
+    entry = compile_table(held)[route_name]
+    if version is not None:
+        return _deny_version(held, route_name, route, entry, version)
+    fallback = route.variants[route.fallback].pin
+    targets = [
+        variant.pin
+        for variant in route.variants.values()
+        if variant.weight_bp > 0 and variant.pin.digest != fallback.digest
+    ] or [fallback]
+    if fallback in targets and entry.spare is None and fallback.digest not in entry.denied:
+        raise ChangeRefused(
+            f"{route_name} has nothing to roll back to: version {fallback.version} takes all its traffic "
+            "and no earlier version is known"
+        )
+    return {DenyKey(route_name, pin.digest): pin.version for pin in targets if pin.digest not in entry.denied}
+
+
+def _deny_version(
+    held: InForce, route_name: str, route: Route, entry: RouteEntry, version: str
+) -> dict[DenyKey, str]:
+    pins = [variant.pin for variant in route.variants.values()] + list(route.previous)
+    keys = {DenyKey(route_name, pin.digest): version for pin in pins if pin.version == version}
+    if not keys:
+        known = ", ".join(dict.fromkeys(pin.version for pin in pins))
+        raise UnknownName(f"{route_name} has no version {version!r} (it has: {known})")
+    after = entry.denied | {key.digest for key in keys}
+    if all(pin.digest in after for pin in pins):
+        raise ChangeRefused(
+            f"denying version {version} would leave {route_name} without any version: "
+            f"set its weights to 0 if it must stop answering"
+        )
+    return keys
+
+
+def allow(held: InForce, route_name: str, version: str) -> list[DenyKey]:
+    """The denies to lift so that `version` may take traffic on the route again."""
+    route_of(held, route_name)
+    keys = [key for key, deny in held.denies.items() if key.route == route_name and deny.version == version]
+    if not keys:
+        denied = [deny.version for key, deny in held.denies.items() if key.route == route_name]
+        known = ", ".join(denied) or "none"
+        raise UnknownName(f"version {version!r} is not denied on {route_name} (denied: {known})")
+    return keys
+
+
+def deny_orphans(held: InForce) -> list[DenyKey]:
+    """Denies on routes that no longer exist."""
+    return [key for key in held.denies if key.route not in held.state.routes]
+
+
+def summary(before: InForce, after: InForce) -> list[dict[str, Any]]:
+    """Each route whose serving changes: {"route", "before", "after"}; for the history and for people."""
+    old, new = describe_serving(before), describe_serving(after)
+    return [
+        {"route": name, "before": old.get(name), "after": new.get(name)}
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+
+
+def describe_serving(held: InForce) -> dict[str, dict[str, Any]]:
+    """By route and variant: the version that answers, its declared weight and the share it gets, per cent."""
+    table = compile_table(held)
+    return {name: _describe_route(route, table[name]) for name, route in held.state.routes.items()}
+
+
+def _describe_route(route: Route, entry: RouteEntry) -> dict[str, Any]:
+    described: dict[str, Any] = {}
+    for name, variant in route.variants.items():
+        arm = entry.arms.get(name)
+        own = arm is not None and arm.variant == name
+        described[name] = {
+            "version": arm.pin.version if arm is not None and own else variant.pin.version,
+            "weight": variant.weight_bp / 100,
+            "share": entry.shares_bp[name] / 100,
+        }
+        if variant.pin.digest in entry.denied:
+            described[name]["denied"] = variant.pin.version
+    return described
+
+
+def route_of(held: InForce, name: str) -> Route:
+    """Raises `UnknownName`."""
+    try:
+        return held.state.routes[name]
+    except KeyError:
+        known = ", ".join(sorted(held.state.routes)[:20]) or "none"
+        raise UnknownName(f"there is no route {name[:140]!r} (there are: {known})") from None
+
+
+def variant_of(route_name: str, route: Route, name: str) -> Variant:
+    """Raises `UnknownName`."""
+    try:
+        return route.variants[name]
+    except KeyError:
+        known = ", ".join(route.variants)
+        raise UnknownName(f"route {route_name} has no variant {name[:140]!r} (it has: {known})") from None
+
+
+def replace_route(state: State, name: str, route: Route) -> State:
+    return msgspec.structs.replace(state, routes={**state.routes, name: route})
+
+
+def _points(path: str, percent: float) -> int:
+    try:
+        return basis_points(path, percent)
+    except ManifestError as error:
+        raise ChangeRefused(str(error)) from error
+
+
+def _refuse_denied(held: InForce, route_name: str, name: str, variant: Variant, points: int) -> None:
+    deny = held.denied(route_name, variant.pin)
+    if deny is not None and points > 0 and points != variant.weight_bp:
+        raise ChangeRefused(
+            f"version {variant.pin.version} of {name} is denied on {route_name}: "
+            f"lift it first with: turnout allow {route_name} {variant.pin.version}"
+        )

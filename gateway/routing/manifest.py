@@ -1,0 +1,258 @@
+"""The YAML that declares registries and routes, checked whole before anything acts on it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from typing import Any, Literal, TypeVar
+
+import msgspec
+import yaml
+
+from gateway.routing.state import (
+    WHOLE_BP,
+    EngineOptions,
+    ExplicitVersions,
+    RegistryDeclaration,
+)
+from registry_client.errors import InvalidReference
+from registry_client.models import ModelRef
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""Names of routes and variants: they stand in URLs and metrics."""
+SIZE_LIMIT_BYTES = 4 * 1024 * 1024
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}
+_STICKY = re.compile(r"none|(?:header|parameter):[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_USERINFO = re.compile(r"://[^/?#]*@")
+DEFAULT_STICKY = "header:turnout-key"
+DEFAULT_TIMEOUT = "30s"
+T = TypeVar("T")
+
+
+class ManifestError(ValueError):
+    """The manifest is refused whole. `path` is the field, as `routes.digits.variants.canary.weight`."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}" if path else problem)
+        self.path = path
+        self.problem = problem
+
+
+class VariantSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One variant as it is written; the weight is per cent."""
+
+    model: str
+    weight: float | None = None
+
+
+class RouteSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One route as it is written, without its variants, which are checked one by one."""
+
+    variants: dict[str, Any]
+    fallback: str | None = None
+    sticky: str = DEFAULT_STICKY
+    salt: str | None = None
+    overrides: bool = False
+    explicit_versions: ExplicitVersions = "any"
+    timeout: str = DEFAULT_TIMEOUT
+    follow: Literal["pin"] = "pin"
+    engine: dict[str, Any] = {}
+
+
+class _Top(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    registries: dict[str, Any] = {}
+    routes: dict[str, Any] = {}
+
+
+class DeclaredVariant(msgspec.Struct, frozen=True, kw_only=True):
+    reference: ModelRef
+    weight_bp: int
+
+
+class DeclaredRoute(msgspec.Struct, frozen=True, kw_only=True):
+    """A route whose every field has been checked, in the units of the state."""
+
+    variants: dict[str, DeclaredVariant]
+    fallback: str
+    sticky: str
+    salt: str
+    overrides: bool
+    explicit_versions: ExplicitVersions
+    timeout_ms: int
+    engine: EngineOptions
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a team wants, before the registries were asked which versions it means."""
+
+    registries: dict[str, RegistryDeclaration]
+    routes: dict[str, DeclaredRoute]
+    sha256: str
+
+    def references(self) -> Iterator[tuple[str, str, ModelRef]]:
+        """(route, variant, reference) of every variant."""
+        for route_name, route in self.routes.items():
+            for variant_name, variant in route.variants.items():
+                yield route_name, variant_name, variant.reference
+
+
+def parse_manifest(text: str) -> Manifest:
+    """The manifest in `text`. Raises `ManifestError`, which names the field, and accepts no half of it."""
+    if len(text.encode()) > SIZE_LIMIT_BYTES:
+        raise ManifestError("", f"the manifest is larger than {SIZE_LIMIT_BYTES} bytes")
+    top = _convert("", _load_yaml(text), _Top)
+    registries = {name: _registry(name, declared) for name, declared in top.registries.items()}
+    routes = {name: _route(name, declared, registries) for name, declared in top.routes.items()}
+    return Manifest(registries=registries, routes=routes, sha256=hashlib.sha256(text.encode()).hexdigest())
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that refuses a key written twice: the second would silently win."""
+
+
+def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise ManifestError("", f"line {key_node.start_mark.line + 1}: a key must be plain text")
+        if key_node.value in seen:
+            line = key_node.start_mark.line + 1
+            raise ManifestError("", f"line {line}: the key {key_node.value!r} is written twice")
+        seen.add(key_node.value)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates)
+
+
+def _load_yaml(text: str) -> Any:
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise ManifestError("", "YAML anchors and aliases are not accepted: write the value out")
+        # A subclass of SafeLoader: only plain values can come out of it.
+        return yaml.load(text, Loader=_Loader) or {}  # noqa: S506
+    except yaml.YAMLError as error:
+        raise ManifestError("", f"this is no YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ManifestError("", "the manifest is nested too deep") from error
+
+
+def _convert(path: str, value: Any, type_: type[T]) -> T:
+    try:
+        return msgspec.convert(value, type_)
+    except msgspec.ValidationError as error:
+        problem, _, where = str(error).partition(" - at `$")
+        inner = where.rstrip("`").strip(".")
+        raise ManifestError(".".join(part for part in (path, inner) if part), problem) from error
+
+
+def _name(path: str, name: object) -> str:
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ManifestError(path, f"the name {str(name)[:140]!r} must match {NAME.pattern}")
+    return name
+
+
+def _registry(name: str, declared: Any) -> RegistryDeclaration:
+    path = f"registries.{_name('registries', name)}"
+    options = dict(_convert(path, declared, dict[str, Any]))
+    kind = _convert(f"{path}.type", options.pop("type", None), str)
+    for key, value in options.items():
+        if isinstance(value, str) and _USERINFO.search(value):
+            raise ManifestError(
+                f"{path}.{key}",
+                "holds credentials: leave them out and set the registry's environment variables",
+            )
+    return RegistryDeclaration(type=kind, options=options)
+
+
+def _route(name: str, declared: Any, registries: dict[str, RegistryDeclaration]) -> DeclaredRoute:
+    path = f"routes.{_name('routes', name)}"
+    spec = _convert(path, declared, RouteSpec)
+    if not spec.variants:
+        raise ManifestError(f"{path}.variants", "is empty: a route needs at least one variant")
+    variants = {
+        variant: _convert(f"{path}.variants.{_name(f'{path}.variants', variant)}", value, VariantSpec)
+        for variant, value in spec.variants.items()
+    }
+    fallback = spec.fallback if spec.fallback is not None else next(iter(variants))
+    if fallback not in variants:
+        known = ", ".join(variants)
+        raise ManifestError(
+            f"{path}.fallback", f"{fallback!r} is no variant of the route (those are: {known})"
+        )
+    if not _STICKY.fullmatch(spec.sticky):
+        raise ManifestError(f"{path}.sticky", f"{spec.sticky!r} is not header:NAME, parameter:NAME or none")
+    weights = _weights(f"{path}.variants", variants, fallback)
+    return DeclaredRoute(
+        variants={
+            variant: DeclaredVariant(
+                reference=_reference(f"{path}.variants.{variant}.model", value.model, registries),
+                weight_bp=weights[variant],
+            )
+            for variant, value in variants.items()
+        },
+        fallback=fallback,
+        sticky=spec.sticky,
+        salt=spec.salt if spec.salt is not None else name,
+        overrides=spec.overrides,
+        explicit_versions=spec.explicit_versions,
+        timeout_ms=duration_ms(f"{path}.timeout", spec.timeout),
+        engine=_engine(f"{path}.engine", spec.engine),
+    )
+
+
+def _weights(path: str, variants: dict[str, VariantSpec], fallback: str) -> dict[str, int]:
+    """Basis points. A fallback without a weight takes what the others leave; the others default to 0."""
+    weights = {
+        name: basis_points(f"{path}.{name}.weight", spec.weight)
+        for name, spec in variants.items()
+        if spec.weight is not None
+    }
+    if fallback not in weights:
+        weights[fallback] = max(0, WHOLE_BP - sum(weights.values()))
+    total = sum(weights.values())
+    if total not in (0, WHOLE_BP):
+        raise ManifestError(path, f"the weights add up to {total / 100:g} %, not to 100 % (or all 0)")
+    return {name: weights.get(name, 0) for name in variants}
+
+
+def basis_points(path: str, percent: float) -> int:
+    """Per cent → basis points. Raises `ManifestError` outside 0..100 or finer than 0.01 %."""
+    if not 0 <= percent <= 100:
+        raise ManifestError(path, f"{percent:g} is not a weight: write per cent, from 0 to 100")
+    points = round(percent * 100)
+    if abs(points - percent * 100) > 1e-6:
+        raise ManifestError(path, f"{percent:g} is finer than 0.01 %")
+    return points
+
+
+def _reference(path: str, text: str, registries: dict[str, RegistryDeclaration]) -> ModelRef:
+    try:
+        reference = ModelRef.parse(text)
+    except InvalidReference as error:
+        raise ManifestError(path, str(error)) from error
+    if reference.registry not in registries:
+        known = ", ".join(registries) or "none"
+        raise ManifestError(path, f"registry {reference.registry!r} is not declared (declared: {known})")
+    return reference
+
+
+def duration_ms(path: str, text: str) -> int:
+    """`"500ms"`, `"30s"`, `"10m"`, `"1h"` → milliseconds. Raises `ManifestError`."""
+    match = _DURATION.fullmatch(text)
+    if not match or float(match[1]) == 0:
+        raise ManifestError(path, f"{text!r} is no duration: write 500ms, 30s, 10m or 1h")
+    return max(1, round(float(match[1]) * _UNIT_MS[match[2]]))
+
+
+def _engine(path: str, declared: dict[str, Any]) -> EngineOptions:
+    options = _convert(path, declared, EngineOptions)
+    for field, low, high in (("threads", 0, 256), ("max_batch_size", 1, 4096), ("max_queue", 1, 1_000_000)):
+        value = getattr(options, field)
+        if not low <= value <= high:
+            raise ManifestError(f"{path}.{field}", f"{value} is not in {low}..{high}")
+    if not options.providers:
+        raise ManifestError(f"{path}.providers", "is empty: CPUExecutionProvider is always there")
+    return options

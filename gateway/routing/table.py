@@ -1,0 +1,178 @@
+"""The compiled routing table: which version answers a request."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+from gateway.routing.state import ExplicitVersions, InForce, Pin, Route, Variant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """A variant and the pin that answers for it at this revision."""
+
+    variant: str
+    pin: Pin
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """A declared variant that draws keys, and the arm that answers them: another one where it is denied."""
+
+    weight_bp: int
+    hasher: Any
+    arm: Arm
+
+
+class RouteEntry:
+    """One route at one revision. Immutable; `pick` is called for every request.
+
+    A denied variant keeps drawing its own keys, and its arm is the fallback's: so a rollback moves only the
+    keys of the denied variant, and lifting the deny brings back exactly those.
+    """
+
+    def __init__(self, name: str, route: Route, denied: frozenset[str]) -> None:
+        self.name = name
+        self.sticky = route.sticky
+        self.timeout_ms = route.timeout_ms
+        self.engine = route.engine
+        self.explicit_versions: ExplicitVersions = route.explicit_versions
+        self.denied = denied
+        """Digests that get no traffic on this route."""
+        self.fallback = fallback_arm(route, denied)
+        self.arms: Mapping[str, Arm] = _arms(route, denied, self.fallback)
+        """By variant name: what an override reaches. A denied variant leads to the fallback."""
+        self._overrides = route.overrides
+        self._shares = _shares(route, self.arms)
+        self._only = self._shares[0].arm if len({share.arm for share in self._shares}) == 1 else None
+        self._cumulative = list(accumulate(share.weight_bp for share in self._shares))
+        self._route = route
+
+    @property
+    def model(self) -> tuple[str, str]:
+        """(registry, model) of the route: what an explicit version is a version of."""
+        pin = self._route.variants[self._route.fallback].pin
+        return pin.registry, pin.model
+
+    @cached_property
+    def known_versions(self) -> Mapping[str, Pin]:
+        """Pins of the route's model by version: those of its variants and those that it had before."""
+        pins = [*self._route.previous, *(variant.pin for variant in self._route.variants.values())]
+        return {pin.version: pin for pin in pins if (pin.registry, pin.model) == self.model}
+
+    @cached_property
+    def spare(self) -> Pin | None:
+        """Where a rollback of the whole route would lead: kept loaded, so that it is a pointer swap."""
+        serving = {arm.pin.digest for arm in self.arms.values()}
+        for pin in self._route.previous:
+            if pin.digest not in self.denied and pin.digest not in serving:
+                return pin
+        return None
+
+    @cached_property
+    def required(self) -> tuple[Pin, ...]:
+        """The pins that must be loaded before this entry may serve, each digest once."""
+        pins = {arm.pin.digest: arm.pin for arm in self.arms.values()}
+        if self.spare is not None:
+            pins.setdefault(self.spare.digest, self.spare)
+        return tuple(pins.values())
+
+    @cached_property
+    def shares_bp(self) -> Mapping[str, int]:
+        """The share that each variant gets in fact, denies applied."""
+        shares = dict.fromkeys(self._route.variants, 0)
+        for share in self._shares:
+            shares[share.arm.variant] += share.weight_bp
+        return shares
+
+    def overrides_to(self, variant: str) -> Arm | None:
+        """The arm that a client's override reaches, None for a variant that does not exist.
+
+        Raises `PermissionError` where the route does not allow overrides.
+        """
+        if not self._overrides:
+            raise PermissionError(f"route {self.name!r} does not allow turnout-variant: set overrides: true")
+        return self.arms.get(variant)
+
+    def pick(self, key: bytes | None, draw: float) -> Arm | None:
+        """The arm for a request: by its sticky key, or by `draw` in [0, 1) where it has none.
+
+        None where every weight is zero. Weight 0 is exactly 0, and one arm with all the weight takes all.
+        Weighted rendezvous: https://en.wikipedia.org/wiki/Rendezvous_hashing#Weighted_rendezvous_hash
+        """
+        if self._only is not None:
+            return self._only
+        if not self._shares:
+            return None
+        if key is None:
+            return self._shares[bisect_right(self._cumulative, draw * self._cumulative[-1])].arm
+        best = self._shares[0]
+        highest = -1.0
+        for share in self._shares:
+            hasher = share.hasher.copy()
+            hasher.update(key)
+            score = -share.weight_bp / math.log(unit_interval(hasher.digest()))
+            if score > highest:
+                highest, best = score, share
+        return best.arm
+
+
+RouteTable = Mapping[str, RouteEntry]
+
+
+def compile_table(held: InForce) -> RouteTable:
+    """The table of one revision: the document minus what is denied."""
+    denied: dict[str, set[str]] = {}
+    for key in held.denies:
+        denied.setdefault(key.route, set()).add(key.digest)
+    return {
+        name: RouteEntry(name, route, frozenset(denied.get(name, ())))
+        for name, route in held.state.routes.items()
+    }
+
+
+def fallback_arm(route: Route, denied: frozenset[str]) -> Arm | None:
+    """Where denied shares go: the fallback's pin, or the newest earlier one that is not denied itself."""
+    for pin in (route.variants[route.fallback].pin, *route.previous):
+        if pin.digest not in denied:
+            return Arm(variant=route.fallback, pin=pin)
+    return None
+
+
+def sticky_hasher(salt: str, variant: str) -> Any:
+    """SHA-256 over what precedes the key; its copies are fed the key. Fixed for good by golden vectors."""
+    return hashlib.sha256(b"gw1\0" + salt.encode() + b"\0" + variant.encode() + b"\0")
+
+
+def unit_interval(digest: bytes) -> float:
+    """The first 52 bits of a digest as a number in the open interval (0, 1): its logarithm is never 0."""
+    return ((int.from_bytes(digest[:8], "big") >> 12) + 0.5) / (1 << 52)
+
+
+def _arms(route: Route, denied: frozenset[str], fallback: Arm | None) -> dict[str, Arm]:
+    arms: dict[str, Arm] = {}
+    for name, variant in route.variants.items():
+        arm = _own_arm(name, variant, denied) or fallback
+        if arm is not None:
+            arms[name] = arm
+    return arms
+
+
+def _own_arm(name: str, variant: Variant, denied: frozenset[str]) -> Arm | None:
+    return None if variant.pin.digest in denied else Arm(variant=name, pin=variant.pin)
+
+
+def _shares(route: Route, arms: Mapping[str, Arm]) -> list[_Share]:
+    # A variant without an arm (denied, and so is every fallback) drops out; the others share its keys.
+    return [
+        _Share(variant.weight_bp, sticky_hasher(route.salt, name), arms[name])
+        for name, variant in route.variants.items()
+        if variant.weight_bp > 0 and name in arms
+    ]

@@ -1,0 +1,69 @@
+"""Tensors between the wire and the engines: requests, answers and their errors, free of any protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.serving.engine import Array
+
+
+class InferenceError(Exception):
+    """Why a request gets no answer. `status` is the Open Inference Protocol's HTTP status; gRPC maps it on.
+
+    The text names the thing, the limit it broke and what to do; it goes to the client as it is.
+    """
+
+    def __init__(self, status: int, message: str, *, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(slots=True, kw_only=True)
+class InputTensor:
+    """One input as it was sent: the array has the shape and datatype that the client named."""
+
+    name: str
+    datatype: str
+    array: Array
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestedOutput:
+    name: str
+    binary: bool = False
+    classification: int = 0
+    """0: the tensor itself; N: the N highest entries as `value:index`."""
+
+
+@dataclass(slots=True, kw_only=True)
+class InferRequest:
+    """One prediction to make, decoded and not yet checked against a model's signature."""
+
+    inputs: list[InputTensor]
+    outputs: list[RequestedOutput] = field(default_factory=list)
+    """Empty: all of the model's outputs."""
+    id: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    binary_default: bool = False
+    """Whether outputs that are not asked for by name travel as binary data."""
+    timeout_us: int | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class OutputTensor:
+    name: str
+    datatype: str
+    array: Array
+    binary: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class InferResponse:
+    """The answer. `route` is the name that the client used, `version` the resolved one."""
+
+    route: str
+    version: str
+    outputs: list[OutputTensor]
+    id: str = ""

@@ -1,0 +1,6 @@
+"""Fixtures live in modules under tests/servers, one a kind of server."""
+
+import pytest
+
+pytest.register_assert_rewrite("tests.contracts")
+pytest_plugins = ["tests.servers.redis"]

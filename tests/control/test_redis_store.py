@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import redis
+
+from gateway.control.redis_store import RedisStore
+from gateway.control.store import Signal, Store, StoreUnavailable
+from gateway.routing.state import Revision, StateError
+from tests.contracts.store import BAD, EMPTY, Opener, StoreContract, author, document, member, soon
+from tests.servers.redis import RedisServer
+
+
+class TestRedisStore(StoreContract):
+    @pytest.fixture
+    def opener(self, shared_redis: RedisServer, namespace: str) -> Opener:
+        return lambda: RedisStore(shared_redis.url, namespace, "replica")
+
+    @pytest.fixture
+    def plain(self, shared_redis: RedisServer) -> Iterator[redis.Redis]:
+        """What somebody else's redis-cli would do."""
+        with redis.Redis(port=shared_redis.port) as client:
+            yield client
+
+    @pytest.fixture
+    def prefix(self, namespace: str) -> str:
+        return f"{{turnout:{namespace}}}:"
+
+    @pytest.fixture(autouse=True)
+    def _know_the_prefix(self, plain: redis.Redis, prefix: str) -> None:
+        self.plain, self.prefix = plain, prefix
+
+    async def damage(self, store: Store) -> None:
+        doc = self.plain.hget(self.prefix + "state", "doc")
+        assert isinstance(doc, bytes)
+        self.plain.hset(self.prefix + "state", "doc", doc.replace(b"r/fraud@1", b"r/fraud@9"))
+
+    async def test_every_replica_that_reports_is_a_member(self, store: Store, other: Store) -> None:
+        await store.report(member("one"))
+        await other.report(member("two", rev=7))
+        assert sorted((m.replica, m.rev) for m in await store.members()) == [("one", 1), ("two", 7)]
+        assert 0 < int(str(self.plain.ttl(self.prefix + "ack:one"))) <= 15
+        self.plain.hdel(self.prefix + "ack:two", "status")
+        assert [m.replica for m in await store.members()] == ["one"], "an unreadable report is nobody's"
+
+    async def test_a_signal_from_a_plain_client_is_seen(self, store: Store) -> None:
+        await store.put(document(), EMPTY, author("a"), [])
+        watch = store.watch()
+        assert await soon(anext(watch)) == []
+        waiting = asyncio.ensure_future(anext(watch))
+        id_ = self.plain.xadd(self.prefix + "signals", {"action": "rollback", "route": "fraud"})
+        expected = Signal(id=_text(id_), fields={"action": "rollback", "route": "fraud"})
+        assert await soon(waiting) == [expected]
+        await watch.aclose()  # type: ignore[attr-defined]
+
+        # The reader died before it was done: the next one gets the signal again, and at once.
+        again = store.watch()
+        assert await soon(anext(again)) == [expected]
+        await store.seen(expected.id)
+        await again.aclose()  # type: ignore[attr-defined]
+        last = store.watch()
+        assert await soon(anext(last)) == []
+        await last.aclose()  # type: ignore[attr-defined]
+
+    async def test_signals_from_before_the_first_state_mean_nothing(self, store: Store) -> None:
+        self.plain.xadd(self.prefix + "signals", {"action": "rollback"})
+        watch = store.watch()
+        assert await soon(anext(watch)) == []
+        await store.put(document(), EMPTY, author("a"), [])
+        assert await soon(anext(watch)) == []
+        id_ = self.plain.xadd(self.prefix + "signals", {"action": "rollback"})
+        assert [signal.id for signal in await soon(anext(watch))] == [_text(id_)]
+        await watch.aclose()  # type: ignore[attr-defined]
+
+    async def test_the_cursor_of_signals_only_moves_forwards(self, store: Store) -> None:
+        await store.seen("5-0")
+        assert not self.plain.exists(self.prefix + "state"), "a cursor is no state"
+        await store.put(document(), EMPTY, author("a"), [])
+        for seen, cursor in (
+            ("9-9", b"9-9"),
+            ("9-10", b"9-10"),
+            ("10-1", b"10-1"),
+            ("9-11", b"10-1"),
+            ("10", b"10-1"),
+            ("1795429511268-0", b"1795429511268-0"),
+            ("9007199254740993-1", b"9007199254740993-1"),
+            ("9007199254740992-1", b"9007199254740993-1"),
+            ("garbage", b"9007199254740993-1"),
+        ):
+            await store.seen(seen)
+            assert self.plain.hget(self.prefix + "state", "signals_id") == cursor, seen
+
+    async def test_what_lies_in_a_signal_is_cut_to_size(self, store: Store) -> None:
+        await store.put(document(), EMPTY, author("a"), [])
+        fields: dict[bytes, bytes] = {b"route": b"\xff\xfe", b"reason": b"x" * 100_000}
+        fields |= {b"f%d" % n: b"" for n in range(100)}
+        self.plain.xadd(self.prefix + "signals", fields)  # type: ignore[arg-type]
+        watch = store.watch()
+        (signal,) = await soon(anext(watch))
+        await watch.aclose()  # type: ignore[attr-defined]
+        assert signal.fields["route"] == "��"
+        assert signal.fields["reason"] == "x" * 1024
+        assert len(signal.fields) == 20
+
+    async def test_a_cursor_ahead_of_the_server_does_not_wait_for_ever(
+        self, shared_redis: RedisServer, namespace: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("gateway.control.redis_store.COMPARE_S", 0.2)
+        store = RedisStore(shared_redis.url, namespace, "r", jitter=lambda: 1.0)
+        self.plain.xadd(self.prefix + "log", {"type": "put"}, id="9999999999999-0")
+        watch = store.watch()
+        await soon(anext(watch))
+        self.plain.delete(self.prefix + "log")
+        self.plain.xadd(self.prefix + "log", {"type": "put"})
+        assert await soon(anext(watch)) == []
+        await watch.aclose()  # type: ignore[attr-defined]
+        await store.aclose()
+
+    async def test_a_wrong_type_refuses_the_write_whole(self, store: Store) -> None:
+        await store.put(document(), EMPTY, author("a"), [])
+        before = self.plain.hgetall(self.prefix + "state")
+        for name in ("log", "deny", "ops"):
+            if self.plain.exists(self.prefix + name):
+                self.plain.rename(self.prefix + name, self.prefix + "kept")
+            self.plain.set(self.prefix + name, "a string")
+            for change in (
+                store.put(document(100), Revision(1, 1), author("b"), []),
+                store.deny({BAD: "2"}, author("c"), []),
+            ):
+                with pytest.raises(StoreUnavailable, match="WRONGTYPE"):
+                    await change
+            assert self.plain.hgetall(self.prefix + "state") == before
+            self.plain.delete(self.prefix + name)
+            if self.plain.exists(self.prefix + "kept"):
+                self.plain.rename(self.prefix + "kept", self.prefix + name)
+        self.plain.set(self.prefix + "state", "a string")
+        with pytest.raises(StoreUnavailable, match="WRONGTYPE"):
+            await store.read()
+
+    @pytest.mark.parametrize(
+        ("field", "value", "names"),
+        [
+            ("doc", None, "doc"),
+            ("rev", b"\xff", "revision"),
+            ("epoch", b"-1", "revision"),
+            ("sha256", b"", "sha"),
+        ],
+    )
+    async def test_a_state_edited_by_hand_is_damaged(
+        self, store: Store, field: str, value: bytes | None, names: str
+    ) -> None:
+        await store.put(document(), EMPTY, author("a"), [])
+        if value is None:
+            self.plain.hdel(self.prefix + "state", field)
+        else:
+            self.plain.hset(self.prefix + "state", field, value)  # type: ignore[arg-type]
+        with pytest.raises(StateError, match=names):
+            await store.read()
+
+    async def test_a_deny_edited_by_hand_is_damaged(self, store: Store) -> None:
+        await store.put(document(), EMPTY, author("a"), [])
+        self.plain.hset(self.prefix + "deny", str(BAD), "yes")
+        with pytest.raises(StateError, match="deny"):
+            await store.read()
+
+    async def test_a_foreign_line_of_the_log_is_no_history(self, store: Store) -> None:
+        await store.put(document(), EMPTY, author("a"), [])
+        self.plain.xadd(self.prefix + "log", {"hello": "world"})
+        assert [record.op_id for record in await store.history()] == ["a"]
+
+    async def test_op_ids_are_bounded(self, store: Store) -> None:
+        await store.put(document(), EMPTY, author("a"), [])
+        many = {f"old-{n}": 0 for n in range(10_500)}
+        self.plain.zadd(self.prefix + "ops", many)
+        await store.put(document(), Revision(1, 1), author("b"), [])
+        assert self.plain.zcard(self.prefix + "ops") == 10_000
+        assert await store.put(document(), EMPTY, author("a"), []) == Revision(1, 1)
+
+    async def test_a_flushed_server_is_an_empty_store_in_its_next_epoch(self, store: Store) -> None:
+        await store.put(document(), EMPTY, author("a"), [])
+        for key in self.plain.scan_iter(self.prefix.replace("{", "\\{") + "*"):
+            self.plain.delete(key)
+        self.plain.delete(self.prefix + "state", self.prefix + "log", self.prefix + "ops")
+        assert await store.read() is None
+        assert await store.put(document(), Revision(2, 0), author("a"), []) == Revision(2, 1)
+
+
+class TestAServerThatFails:
+    """Every one of these must be an error in bounded time, never a wait."""
+
+    @pytest.fixture
+    async def store(self, own_redis: RedisServer) -> AsyncIterator[RedisStore]:
+        store = RedisStore(own_redis.url, "ns", "replica")
+        yield store
+        if own_redis.running:
+            own_redis.thaw()
+        await store.aclose()
+
+    async def test_killed(self, own_redis: RedisServer, store: RedisStore) -> None:
+        await store.put(document(), EMPTY, author("a"), [])
+        watch = store.watch()
+        await soon(anext(watch))
+        waiting = asyncio.ensure_future(anext(watch))
+        own_redis.kill()
+        async with asyncio.timeout(2):
+            with pytest.raises(StoreUnavailable, match="connection failed"):
+                await waiting
+            for call in (store.read(), store.members(), store.put(document(), EMPTY, author("b"), [])):
+                with pytest.raises(StoreUnavailable, match="connection failed"):
+                    await call
+
+        own_redis.start()
+        held = await store.read()
+        assert held is not None and held.revision == Revision(1, 1), "its data is there again"
+        assert await store.deny({BAD: "2"}, author("c"), []) == Revision(1, 2), "scripts are loaded anew"
+        fresh = store.watch()
+        assert await soon(anext(fresh)) == []
+        await fresh.aclose()
+
+    async def test_frozen(self, own_redis: RedisServer, store: RedisStore) -> None:
+        await store.put(document(), EMPTY, author("a"), [])
+        watch = store.watch()
+        await soon(anext(watch))
+        waiting = asyncio.ensure_future(anext(watch))
+        own_redis.freeze()
+        started = time.monotonic()
+        with pytest.raises(StoreUnavailable, match="in time"):
+            await soon(waiting)
+        assert time.monotonic() - started < 2.0
+        with pytest.raises(StoreUnavailable, match="in time"):
+            await soon(store.read())
+        own_redis.thaw()
+        held = await store.read()
+        assert held is not None and held.revision == Revision(1, 1)
+
+    async def test_a_cancelled_call_does_not_shift_the_next_answer(
+        self, own_redis: RedisServer, store: RedisStore
+    ) -> None:
+        await store.put(document(), EMPTY, author("a"), [])
+        own_redis.freeze()
+        calls = [asyncio.ensure_future(call) for call in (store.read(), store.history(), store.members())]
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await asyncio.gather(*calls)
+        own_redis.thaw()
+        for _ in range(5):
+            held = await store.read()
+            assert held is not None and held.state == document()
+            assert [record.op_id for record in await store.history()] == ["a"]
+
+    async def test_full(self, own_redis: RedisServer, store: RedisStore) -> None:
+        await store.put(document(), EMPTY, author("a"), [])
+        with redis.Redis(port=own_redis.port) as plain:
+            plain.config_set("maxmemory", "1")
+            with pytest.raises(StoreUnavailable, match="memory is full"):
+                await store.put(document(100), Revision(1, 1), author("b"), [])
+            plain.config_set("maxmemory", "0")
+        held = await store.read()
+        assert held is not None and held.revision == Revision(1, 1)
+        assert len(await store.history()) == 1
+
+    async def test_read_only(self, own_redis: RedisServer, store: RedisStore) -> None:
+        with redis.Redis(port=own_redis.port) as plain:
+            plain.replicaof("127.0.0.1", "1")  # type: ignore[no-untyped-call]
+            with pytest.raises(StoreUnavailable, match="read-only replica"):
+                await store.put(document(), EMPTY, author("a"), [])
+
+    async def test_a_wrong_password_is_not_printed(self, own_redis: RedisServer) -> None:
+        own_redis.restart("--requirepass", "correct-horse")
+        for credentials in (":wr0ng@", "ann:wr0ng@", ""):
+            url = f"redis://{credentials}127.0.0.1:{own_redis.port}/0"
+            store = RedisStore(url, "ns", "replica")
+            with pytest.raises(StoreUnavailable, match="user name or the password") as error:
+                await store.read()
+            assert "wr0ng" not in str(error.value) and "ann" not in str(error.value)
+            assert f"127.0.0.1:{own_redis.port}" in str(error.value)
+            await store.aclose()
+        store = RedisStore(f"redis://:correct-horse@127.0.0.1:{own_redis.port}", "ns", "replica")
+        assert await store.read() is None
+        await store.aclose()
+
+    async def test_through_a_unix_socket(self, own_redis: RedisServer) -> None:
+        path = own_redis.directory / "s"
+        own_redis.restart("--unixsocket", str(path))
+        store = RedisStore(f"unix://{path}", "ns", "replica")
+        assert await store.put(document(), EMPTY, author("a"), []) == Revision(1, 1)
+        await store.aclose()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://u:s3cret@h/0", "redis://u:s3cret@h:port/0", "redis://[s3cret", "s3cret", "redis://h?db=s3cret"],
+)
+def test_an_unusable_url_is_an_error_without_its_secrets(url: str) -> None:
+    with pytest.raises(ValueError, match="unreadable") as error:
+        RedisStore(url, "ns", "replica")
+    assert "s3cret" not in str(error.value)
+    assert error.value.__suppress_context__
+
+
+@pytest.mark.parametrize("namespace", ["", "a}b", "a b", "a*", "a\n"])
+def test_an_unusable_namespace(namespace: str) -> None:
+    with pytest.raises(ValueError, match="namespace"):
+        RedisStore("redis://localhost", namespace, "replica")
+
+
+def _text(id_: object) -> str:
+    assert isinstance(id_, bytes)
+    return id_.decode()
