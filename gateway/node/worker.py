@@ -73,6 +73,7 @@ class Worker:
                 "load": self.load,
                 "apply": self.apply,
                 "listen": self.listen,
+                "load_explicit": self.load_explicit,
                 "unload": self.unload,
                 "drain": self.drain,
             }
@@ -81,7 +82,7 @@ class Worker:
             self._live,
             Inference(self._live, self._explicit),
             self._explicit,
-            self._channel.call,
+            self._ask,
             config.limits,
         )
         self._paths: dict[str, str] = {}
@@ -89,6 +90,7 @@ class Worker:
         self._loading: dict[EngineKey, asyncio.Task[None]] = {}
         self._asked = 0
         self._swapped = 0
+        self._draining = False
         self._server: uvicorn.Server | None = None
         self._serving: asyncio.Task[None] | None = None
 
@@ -100,7 +102,8 @@ class Worker:
             await self._channel.run(end)
         finally:
             watcher.cancel()
-            await self._stop()
+            # A supervisor that was killed asked for no drain, but its clients deserve one all the same.
+            await (self._stop() if self._draining else self.drain())
 
     # What the supervisor calls.
 
@@ -148,12 +151,22 @@ class Worker:
             self._server = _QuietServer(_uvicorn_config(self._plane, self._config))
             self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
 
+    async def load_explicit(self, route: str, version: str) -> None:
+        """Loads a version that clients are going to name themselves."""
+        live = self._live.snapshot.routes.get(route)
+        try:
+            if live is None or self._explicit.find(live, version) is None:
+                await asyncio.shield(self._explicit.load(route, version))
+        except InferenceError as error:
+            raise CallFailed(str(error), status=error.status, retry_after_s=error.retry_after_s) from error
+
     async def unload(self, route: str, version: str | None = None) -> None:
         """Lets go of explicit versions of a route."""
         self._explicit.unload(route, version)
 
     async def drain(self) -> None:
         """Unready at once; clients are told to go with their next answer; then no more is accepted."""
+        self._draining = True
         self._plane.drain()
         await asyncio.sleep(self._config.drain_s)
         await self._stop()
@@ -212,15 +225,19 @@ class Worker:
             await self._apply(written)
 
     async def _locate(self, route: str, version: str) -> Located:
+        found = await self._ask("locate", route=route, version=version)
+        return Located(msgspec.convert(found["pin"], Pin), found["path"])
+
+    async def _ask(self, method: str, **params: Any) -> Any:
+        """The supervisor's answer. Raises `InferenceError`."""
         try:
-            found = await self._channel.call("locate", route=route, version=version)
+            return await self._channel.call(method, **params)
         except CallFailed as error:
             raise InferenceError(
                 error.status or 503, str(error), retry_after_s=error.retry_after_s
             ) from error
         except ChannelClosed as error:
             raise InferenceError(503, "this worker is going away: try again", retry_after_s=1) from error
-        return Located(msgspec.convert(found["pin"], Pin), found["path"])
 
     async def _stop(self) -> None:
         if self._server is not None and self._serving is not None:
