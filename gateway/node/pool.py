@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from gateway.control.deliver import LoadFailed, WorkersApplied
+from gateway.node.balance import SLOT_BYTES
 from gateway.node.channel import CallFailed, Channel, ChannelClosed, Handler
 from gateway.node.worker import WorkerConfig
 from gateway.routing.state import EMPTY, EngineOptions, InForce, Pin, encode_in_force
@@ -72,6 +73,8 @@ class WorkerPool:
         self._drain_s = drain_s
         self._limits = limits
         self._slots = [_Slot(index) for index in range(count)]
+        self._balance = tempfile.TemporaryFile(prefix="turnout-balance-")  # noqa: SIM115 - as long as the pool
+        self._balance.truncate(count * SLOT_BYTES)
         self._ring: dict[str, Any] = {"held": encode_in_force(EMPTY), "paths": {}}
         self._stopping = False
         self.restarts = 0
@@ -199,6 +202,8 @@ class WorkerPool:
             channel_fd=channel.fileno(),
             listen_fd=self._listener.fileno(),
             observations_fd=memory_fd,
+            balance_fd=self._balance.fileno(),
+            workers=self.total,
             run_threads=2,
             drain_s=self._drain_s,
             limits=self._limits,
@@ -208,7 +213,7 @@ class WorkerPool:
             "-m",
             "gateway.node.worker",
             msgspec.json.encode(config).decode(),
-            pass_fds=(config.channel_fd, config.listen_fd, config.observations_fd),
+            pass_fds=(config.channel_fd, config.listen_fd, config.observations_fd, config.balance_fd),
             stdin=subprocess.DEVNULL,
             # Out of the terminal's group: Ctrl-C is for the supervisor, which drains the workers.
             process_group=0,
@@ -235,6 +240,7 @@ class WorkerPool:
         self._on_change()
 
     def _bury(self, slot: _Slot) -> None:
+        os.pwrite(self._balance.fileno(), bytes(SLOT_BYTES), slot.index * SLOT_BYTES)
         if slot.memory is not None:
             self._on_death(list(read_blocks(memoryview(slot.memory))))
         slot.in_step = slot.ready = False

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import uvicorn
 
 from gateway.control import state_file
+from gateway.node.balance import SLOT_BYTES, Balance
 from gateway.node.channel import CallFailed, Channel, ChannelClosed
+from gateway.node.data_server import DataServer
 from gateway.routing.state import EngineOptions, InForce, Pin, StateError, decode_in_force
 from gateway.routing.table import compile_table
 from gateway.serving.engine import EngineError
@@ -51,6 +52,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     channel_fd: int
     listen_fd: int
     observations_fd: int
+    balance_fd: int
+    workers: int
     run_threads: int
     drain_s: float
     limits: Limits = Limits()
@@ -91,8 +94,7 @@ class Worker:
         self._asked = 0
         self._swapped = 0
         self._draining = False
-        self._server: uvicorn.Server | None = None
-        self._serving: asyncio.Task[None] | None = None
+        self._server: DataServer | None = None
 
     async def run(self) -> None:
         """Until the supervisor says drain, or is gone."""
@@ -146,10 +148,12 @@ class Worker:
 
     async def listen(self) -> None:
         """Starts to accept connections."""
-        if self._serving is None:
+        if self._server is None:
             listener = socket.socket(fileno=self._config.listen_fd)
-            self._server = _QuietServer(_uvicorn_config(self._plane, self._config))
-            self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
+            memory = mmap.mmap(self._config.balance_fd, self._config.workers * SLOT_BYTES)
+            balance = Balance(memoryview(memory), self._config.index)
+            self._server = DataServer(self._plane, listener, balance)
+            self._server.start()
 
     async def load_explicit(self, route: str, version: str) -> None:
         """Loads a version that clients are going to name themselves."""
@@ -240,10 +244,9 @@ class Worker:
             raise InferenceError(503, "this worker is going away: try again", retry_after_s=1) from error
 
     async def _stop(self) -> None:
-        if self._server is not None and self._serving is not None:
+        if self._server is not None:
             self._plane.drain()
-            self._server.should_exit = True
-            await self._serving
+            await self._server.stop()
 
 
 async def _idle(arms: list[ServedArm]) -> None:
@@ -254,30 +257,6 @@ async def _idle(arms: list[ServedArm]) -> None:
         arm.when_idle(event.set)
         events.append(event.wait())
     await asyncio.gather(*events)
-
-
-class _QuietServer(uvicorn.Server):
-    """The supervisor decides when a worker ends; signals are not for uvicorn to catch."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Any:
-        yield
-
-
-def _uvicorn_config(app: Any, config: WorkerConfig) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        backlog=2048,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=30,
-    )
 
 
 def main() -> None:
