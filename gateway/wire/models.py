@@ -35,7 +35,8 @@ class Models:
 
     async def metadata(self, request: Request) -> Response:
         route, loaded = await self._loaded(request)
-        versions = list(route.entry.known_versions)
+        # What is asked for by name is a version, too, although the route does not declare it.
+        versions = list(dict.fromkeys((*route.entry.known_versions, *filter(None, [_version(request)]))))
         engine = loaded.engine
         return json_response(
             documents.model_metadata(route.entry.name, versions, engine.platform, engine.signature)
@@ -112,7 +113,8 @@ class Models:
 
     def _entries(self, route: LiveRoute) -> Iterator[documents.IndexEntry]:
         entry = route.entry
-        pins = {pin.version: pin for pin in self._explicit.loaded(entry.name)} | dict(entry.known_versions)
+        named = {pin.version: pin for pin in self._explicit.loaded(entry.name)}
+        pins = {**entry.known_versions, **named, **entry.known_versions}
         for version, pin in pins.items():
             if pin.digest in entry.denied:
                 state, reason = documents.UNAVAILABLE, "denied"
