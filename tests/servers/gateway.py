@@ -91,6 +91,16 @@ class Gateway:
             cwd=Path(__file__).parents[2],
         )
 
+    def metrics(self) -> dict[str, float]:
+        """`name{labels}` → value, of every sample that a scrape shows."""
+        text = httpx.get(f"{self.admin}/metrics", timeout=10).text
+        lines = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+        return {name: float(value) for name, value in lines}
+
+    def ready_workers(self) -> int:
+        """Workers that accept connections; the first of them makes the gateway ready."""
+        return int(self.metrics()['turnout_workers{state="ready"}'])
+
     def worker_pids(self) -> list[int]:
         assert self.process is not None
         children = subprocess.run(
@@ -104,7 +114,13 @@ class Gateway:
         return self.process is not None and self.process.poll() is not None
 
 
-def wait_for(condition: Callable[[], Any], timeout_s: float, explain: Callable[[], str] = lambda: "") -> Any:
+def wait_for(
+    condition: Callable[[], Any],
+    timeout_s: float,
+    explain: Callable[[], str] = lambda: "",
+    *,
+    every_s: float = 0.01,
+) -> Any:
     """The condition's value as soon as it is true; polls, because it is another process' state."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -112,7 +128,7 @@ def wait_for(condition: Callable[[], Any], timeout_s: float, explain: Callable[[
         if value:
             return value
         assert time.monotonic() < deadline, f"not within {timeout_s} s. {explain()}"
-        time.sleep(0.01)
+        time.sleep(every_s)
 
 
 @pytest.fixture
