@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -16,6 +17,10 @@ from gateway.serving.live import Live, LiveRoute, ServedArm, Snapshot
 from gateway.serving.tensors import InferenceError, InferRequest, InferResponse, OutputTensor
 from gateway.telemetry.observations import UNKNOWN, VersionObservations
 
+log = logging.getLogger(__name__)
+
+LONGEST_TIMEOUT_US = 24 * 3_600_000_000
+"""A client may ask for more; integers without a limit do not fit the clock's floats."""
 OVERRIDE_HEADER = b"turnout-variant"
 Header = Callable[[bytes], "bytes | None"]
 """Lower-case name → value of the request's header or gRPC metadata."""
@@ -27,12 +32,15 @@ class Answer:
     Until then the version that answers is leased, and a rollback's acknowledgement waits for it.
     """
 
-    __slots__ = ("_done", "_observations", "_started_ns", "_work", "error", "response", "revision", "served")
+    __slots__ = (
+        "_cancelled", "_done", "_observations", "_started_ns", "_work", "error", "response", "revision", "served",
+    )  # fmt: skip
 
     def __init__(self, started_ns: int, done: Callable[[Answer], None]) -> None:
         self._started_ns = started_ns
         self._done = done
         self._work: Work | None = None
+        self._cancelled = False
         self._observations: VersionObservations | None = None
         self.revision = ""
         self.served: ServedArm | None = None
@@ -49,12 +57,14 @@ class Answer:
 
     def cancel(self) -> None:
         """The client is gone: what did not run yet will not. `finish` is still to be called."""
+        self._cancelled = True
         if self._work is not None:
             self._work.cancel()
 
     def _fail(self, error: InferenceError) -> None:
         self.error = error
-        self._done(self)
+        if not self._cancelled:
+            self._done(self)
 
 
 class Inference:
@@ -91,11 +101,8 @@ class Inference:
             answer._fail(error)
             return answer
         answer._observations = route.refused
-        deadline_ns = started_ns + (
-            request.timeout_us * 1000
-            if request.timeout_us is not None
-            else route.entry.timeout_ms * 1_000_000
-        )
+        timeout_us = request.timeout_us if request.timeout_us is not None else route.entry.timeout_ms * 1000
+        deadline_ns = started_ns + min(timeout_us, LONGEST_TIMEOUT_US) * 1000
         try:
             if version is None:
                 served = self._choose(route, request, header)
@@ -161,6 +168,12 @@ class Inference:
                 answer.response = _response(route_name, served, request, outputs, outcome)
             except InferenceError as error:
                 answer.error = error
+            except Exception as error:
+                # An engine that returned something else than its signature promises.
+                log.exception("the answer of %s cannot be used", served.labels)
+                answer.error = InferenceError(
+                    500, f"the model's answer cannot be used: {type(error).__name__}"
+                )
             answer._done(answer)
 
         answer._work = Work(
@@ -181,10 +194,19 @@ class Inference:
 
         def loaded(future: asyncio.Future[ServedArm]) -> None:
             try:
-                answer.revision = self._live.snapshot.label
-                self._run(answer, future.result(), route_name, request, deadline_ns)
+                served = future.result()
+                if not answer._cancelled:
+                    # Whoever is gone leases nothing: nobody would give it back.
+                    answer.revision = self._live.snapshot.label
+                    self._run(answer, served, route_name, request, deadline_ns)
             except InferenceError as error:
                 answer._fail(error)
+            except asyncio.CancelledError:
+                answer._fail(InferenceError(503, "this worker is going away: try again", retry_after_s=1))
+            except Exception as error:
+                log.exception("version %s of %s cannot be loaded", version, route_name)
+                text = f"'{route_name}' version {version} cannot be loaded: {type(error).__name__}"
+                answer._fail(InferenceError(500, text))
 
         # The load itself goes on when this request gives up: the next one may find it done.
         waiting = asyncio.ensure_future(_within(task, (deadline_ns - time.perf_counter_ns()) / 1e9))
