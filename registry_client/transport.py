@@ -148,25 +148,29 @@ class HttpTransport:
         where = shown(call.url)
         try:
             async with asyncio.timeout(self.limits.total_s):
-                response = await self._send_with_retries(call)
-                try:
-                    data = await _body(response, JSON_LIMIT_BYTES, where)
-                finally:
-                    await response.aclose()
+                data = await self._with_retries(call, lambda: self._json_once(call))
         except TimeoutError as error:
             raise Unavailable(f"{where} did not answer within {self.limits.total_s:g} s") from error
         return _decoded(data, answer, where)
 
+    async def _json_once(self, call: _Call) -> bytes:
+        response = await self._send_checked(call)
+        try:
+            return await _body(response, JSON_LIMIT_BYTES, shown(call.url))
+        finally:
+            await response.aclose()
+
     @asynccontextmanager
     async def _opened(self, call: _Call, offset: int) -> AsyncIterator[tuple[httpx.Response, int]]:
-        response = await self._send_with_retries(call, accepted=frozenset({416}) if offset else frozenset())
+        accepted = frozenset({416}) if offset else frozenset[int]()
+        response = await self._with_retries(call, lambda: self._send_checked(call, accepted))
         try:
             start = _start(response, offset)
             if start is None:
                 # It cannot begin where we asked (the file may have changed): from the start, then.
                 await response.aclose()
                 call.headers = {k: v for k, v in call.headers.items() if k != "Range"}
-                response = await self._send_with_retries(call)
+                response = await self._with_retries(call, lambda: self._send_checked(call))
                 start = _start(response, 0)
             if start is None or response.headers.get("content-encoding", "identity") != "identity":
                 raise ProtocolError(f"{shown(response.url)} sent a part, or compressed, unasked")
@@ -174,20 +178,23 @@ class HttpTransport:
         finally:
             await response.aclose()
 
-    async def _send_with_retries(self, call: _Call, accepted: frozenset[int] = frozenset()) -> httpx.Response:
+    async def _with_retries(self, call: _Call, attempt: Callable[[], Awaitable[T]]) -> T:
         attempts = self.retries.attempts if call.repeatable else 1
-        for attempt in range(1, attempts + 1):
+        for number in range(1, attempts):
             try:
-                response = await self._send_following_redirects(call)
-                if response.is_success or response.status_code in accepted:
-                    return response
-                raise await self._refusal(response)
+                return await attempt()
             except Unavailable as error:
-                wait_s = self._wait_s(attempt, error)
-                if attempt == attempts or wait_s > self.limits.total_s:
+                wait_s = self._wait_s(number, error)
+                if wait_s > self.limits.total_s:
                     raise
             await self.outside.sleep(wait_s)
-        raise AssertionError("unreachable: the last attempt returns or raises")
+        return await attempt()
+
+    async def _send_checked(self, call: _Call, accepted: frozenset[int] = frozenset()) -> httpx.Response:
+        response = await self._send_following_redirects(call)
+        if response.is_success or response.status_code in accepted:
+            return response
+        raise await self._refusal(response)
 
     def _wait_s(self, attempt: int, error: Unavailable) -> float:
         if error.retry_after_s is not None:
