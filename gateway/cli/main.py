@@ -18,7 +18,7 @@ from registry_client.errors import RegistryError
 EXIT_ERROR, EXIT_CHANGES, EXIT_CONFLICT, EXIT_PARTIAL = 1, 2, 3, 4
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "TURNOUT"})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--admin",
     envvar="TURNOUT_ADMIN",
