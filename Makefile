@@ -6,7 +6,8 @@ EXAMPLE ?= configs/quickstart/request.json
 ARGS ?=
 
 BIN = .venv/bin
-PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all:
+PIP = -m pip --quiet --disable-pip-version-check
+PIP_INSTALL = $(PIP) install --use-pep517 --require-hashes
 SILERO = 5.1.2 6.2.3
 
 # Not merely the first on the PATH: a shim of pyenv may name a version that is not installed, and Debian's python3
@@ -43,7 +44,7 @@ load: .venv/.test-installed ## a gateway of its own under load, and its versions
 	@$(BIN)/python -m loadtests.quickstart $(ARGS)
 
 lock: .venv/.made ## resolve the locks under requirements/ anew (brings uv into .venv)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/python $(PIP) install uv
 	$(LOCK) requirements/test.lock pyproject.toml --all-extras --group test
 	$(LOCK) requirements/run.lock pyproject.toml --constraints requirements/test.lock
 	$(LOCK) requirements/mlflow.lock --group mlflow
@@ -73,7 +74,7 @@ setup:
 .venv/.run-installed: requirements/run.lock pyproject.toml | .venv/.made
 	@echo "installing the gateway into .venv (once)"
 	@$(BIN)/python $(PIP_INSTALL) --requirement requirements/run.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@$(BIN)/python $(PIP) install --no-deps --editable .
 	@touch $@
 
 .venv/.test-installed: requirements/test.lock .venv/.run-installed
@@ -94,6 +95,6 @@ setup:
 	@echo "downloading silero-vad's models (once)"
 	@mkdir -p .cache/silero
 	@for version in $(SILERO); do \
-	  $(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest .cache/silero \
+	  $(BIN)/python $(PIP) download --no-deps --dest .cache/silero \
 	    silero-vad==$$version || exit 1; done
 	@touch $@
