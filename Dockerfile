@@ -1,4 +1,3 @@
-# syntax=docker/dockerfile:1
 # The gateway as an image: its locked dependencies and nothing else, under a user of its own.
 #
 #   docker build -t turnout .
@@ -20,10 +19,9 @@ RUN /opt/turnout/bin/python -m pip install --require-hashes --only-binary :all: 
 COPY pyproject.toml README.md LICENSE ./
 COPY gateway gateway
 COPY registry_client registry_client
-# Compiled now, because nobody can write the bytecode later; and pip itself is of no use at run time.
+# pip leaves the bytecode, which nobody can write later; itself it is of no use at run time.
 RUN /opt/turnout/bin/python -m pip install --no-deps . \
- && /opt/turnout/bin/python -m pip uninstall -y pip \
- && python -m compileall -q /opt/turnout/lib || true
+ && /opt/turnout/bin/python -m pip uninstall -y pip
 
 FROM python:3.12-slim
 LABEL org.opencontainers.image.title="Turnout" \
