@@ -48,9 +48,8 @@ class _Lazily:
 
 def main() -> None:
     """Runs the command. Whatever goes wrong on purpose is one line on stderr and an exit code."""
-    _add_commands()
     try:
-        code = turnout.main(standalone_mode=False)
+        code = command_line().main(standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(EXIT_ERROR)
@@ -69,9 +68,11 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _add_commands() -> None:
+def command_line() -> click.Group:
+    """`turnout` with all of its commands."""
     from gateway.cli import changes, registries, serve, views
 
     for module in (serve, changes, views, registries):
         for command in module.COMMANDS:
             turnout.add_command(command)
+    return turnout
