@@ -11,13 +11,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from gateway.control.deliver import LoadFailed, WorkersApplied
+from gateway.node.balance import SLOT_BYTES
 from gateway.node.channel import CallFailed, Channel, ChannelClosed, Handler
 from gateway.node.worker import WorkerConfig
 from gateway.routing.state import EMPTY, EngineOptions, InForce, Pin, encode_in_force
@@ -27,7 +27,8 @@ from gateway.wire.oip_json import Limits
 log = logging.getLogger(__name__)
 
 RESTART_PAUSES_S = (0.0, 0.1, 0.5, 1.0, 5.0)
-"""Before each restart in a row; a worker that lived for a minute starts the row anew."""
+"""Before each restart in a row. A worker that had come to serve starts the row anew: only one that cannot
+start is held back, and one that something kills again and again is back as soon as it can be."""
 LOAD_TIMEOUT_S = 600.0
 APPLY_TIMEOUT_S = 120.0
 EXIT_TIMEOUT_S = 40.0
@@ -47,7 +48,6 @@ class _Slot:
         """It accepts connections, too."""
         self.ring: dict[str, Any] | None = None
         """The last one that it took without an error."""
-        self.started = 0.0
 
 
 class WorkerPool:
@@ -73,6 +73,8 @@ class WorkerPool:
         self._drain_s = drain_s
         self._limits = limits
         self._slots = [_Slot(index) for index in range(count)]
+        self._balance = tempfile.TemporaryFile(prefix="turnout-balance-")  # noqa: SIM115 - as long as the pool
+        self._balance.truncate(count * SLOT_BYTES)
         self._ring: dict[str, Any] = {"held": encode_in_force(EMPTY), "paths": {}}
         self._stopping = False
         self.restarts = 0
@@ -123,6 +125,14 @@ class WorkerPool:
         ok = sum(isinstance(result, dict) and not result["errors"] for result in results)
         return WorkersApplied(ok=ok, total=self.total, errors=errors)
 
+    async def load_explicit(self, route: str, version: str) -> None:
+        """Has every worker load a version that clients name themselves. Raises `CallFailed`."""
+        for result in await self._call_all("load_explicit", LOAD_TIMEOUT_S, route=route, version=version):
+            if isinstance(result, CallFailed):
+                raise result
+            if isinstance(result, TimeoutError):
+                raise CallFailed("the load took too long", status=503, retry_after_s=5)
+
     async def unload(self, route: str, version: str | None) -> None:
         await self._call_all("unload", 10.0, route=route, version=version)
 
@@ -155,23 +165,23 @@ class WorkerPool:
     async def _keep_alive(self, slot: _Slot) -> None:
         row = 0
         while not self._stopping:
-            await asyncio.sleep(RESTART_PAUSES_S[min(row, len(RESTART_PAUSES_S) - 1)])
-            await self._run_once(slot)
-            row = 1 if time.monotonic() - slot.started > 60 else row + 1
+            served = await self._run_once(slot)
+            row = 0 if served else min(row + 1, len(RESTART_PAUSES_S) - 1)
+            await asyncio.sleep(RESTART_PAUSES_S[row])
 
-    async def _run_once(self, slot: _Slot) -> None:
-        """One life of one worker, from its start to its death."""
+    async def _run_once(self, slot: _Slot) -> bool:
+        """One life of one worker, from its start to its death; whether it ever accepted connections."""
         ours, theirs = socket.socketpair()
         with tempfile.TemporaryFile(prefix="turnout-observations-") as shared, theirs:
             os.ftruncate(shared.fileno(), SIZE_BYTES)
             slot.memory = mmap.mmap(shared.fileno(), SIZE_BYTES)
             slot.process = await self._spawn(slot.index, theirs, shared.fileno())
-        slot.started = time.monotonic()
         slot.channel = Channel(self._handlers)
         serving = asyncio.create_task(slot.channel.run(ours))
         try:
             await self._bring_up(slot)
             code = await slot.process.wait()
+            served = slot.ready
             if not self._stopping:
                 self.restarts += 1
                 log.warning(
@@ -183,6 +193,7 @@ class WorkerPool:
                 await serving
             ours.close()
             self._bury(slot)
+        return served
 
     async def _spawn(self, index: int, channel: socket.socket, memory_fd: int) -> asyncio.subprocess.Process:
         config = WorkerConfig(
@@ -191,6 +202,8 @@ class WorkerPool:
             channel_fd=channel.fileno(),
             listen_fd=self._listener.fileno(),
             observations_fd=memory_fd,
+            balance_fd=self._balance.fileno(),
+            workers=self.total,
             run_threads=2,
             drain_s=self._drain_s,
             limits=self._limits,
@@ -201,7 +214,7 @@ class WorkerPool:
             "-m",
             "gateway.node.worker",
             msgspec.json.encode(config).decode(),
-            pass_fds=(config.channel_fd, config.listen_fd, config.observations_fd),
+            pass_fds=(config.channel_fd, config.listen_fd, config.observations_fd, config.balance_fd),
             stdin=subprocess.DEVNULL,
             # Out of the terminal's group: Ctrl-C is for the supervisor, which drains the workers.
             process_group=0,
@@ -228,6 +241,7 @@ class WorkerPool:
         self._on_change()
 
     def _bury(self, slot: _Slot) -> None:
+        os.pwrite(self._balance.fileno(), bytes(SLOT_BYTES), slot.index * SLOT_BYTES)
         if slot.memory is not None:
             self._on_death(list(read_blocks(memoryview(slot.memory))))
         slot.in_step = slot.ready = False

@@ -76,6 +76,7 @@ class Supervisor:
             handlers={
                 "locate": self._locate,
                 "statistics": self._statistics,
+                "load": self._load,
                 "unload": self._unload,
             },
             on_change=self._workers_changed,
@@ -219,6 +220,9 @@ class Supervisor:
 
     async def _statistics(self, route: str | None, version: str | None) -> Any:
         return statistics_document(self.totals(), route, version)
+
+    async def _load(self, route: str, version: str) -> None:
+        await self.pool.load_explicit(route, version)
 
     async def _unload(self, route: str, version: str | None) -> None:
         await self.pool.unload(route, version)

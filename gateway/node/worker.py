@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import uvicorn
 
 from gateway.control import state_file
+from gateway.node.balance import SLOT_BYTES, Balance
 from gateway.node.channel import CallFailed, Channel, ChannelClosed
+from gateway.node.data_server import DataServer
 from gateway.routing.state import EngineOptions, InForce, Pin, StateError, decode_in_force
 from gateway.routing.table import compile_table
 from gateway.serving.engine import EngineError
@@ -51,6 +52,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     channel_fd: int
     listen_fd: int
     observations_fd: int
+    balance_fd: int
+    workers: int
     run_threads: int
     drain_s: float
     limits: Limits = Limits()
@@ -74,6 +77,7 @@ class Worker:
                 "load": self.load,
                 "apply": self.apply,
                 "listen": self.listen,
+                "load_explicit": self.load_explicit,
                 "unload": self.unload,
                 "drain": self.drain,
             }
@@ -82,7 +86,7 @@ class Worker:
             self._live,
             Inference(self._live, self._explicit),
             self._explicit,
-            self._channel.call,
+            self._ask,
             config.limits,
         )
         self._paths: dict[str, str] = {}
@@ -90,8 +94,8 @@ class Worker:
         self._loading: dict[EngineKey, asyncio.Task[None]] = {}
         self._asked = 0
         self._swapped = 0
-        self._server: uvicorn.Server | None = None
-        self._serving: asyncio.Task[None] | None = None
+        self._draining = False
+        self._server: DataServer | None = None
 
     async def run(self) -> None:
         """Until the supervisor says drain, or is gone."""
@@ -101,7 +105,8 @@ class Worker:
             await self._channel.run(end)
         finally:
             watcher.cancel()
-            await self._stop()
+            # A supervisor that was killed asked for no drain, but its clients deserve one all the same.
+            await (self._stop() if self._draining else self.drain())
 
     # What the supervisor calls.
 
@@ -144,10 +149,21 @@ class Worker:
 
     async def listen(self) -> None:
         """Starts to accept connections."""
-        if self._serving is None:
+        if self._server is None:
             listener = socket.socket(fileno=self._config.listen_fd)
-            self._server = _QuietServer(_uvicorn_config(self._plane, self._config))
-            self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
+            memory = mmap.mmap(self._config.balance_fd, self._config.workers * SLOT_BYTES)
+            balance = Balance(memoryview(memory), self._config.index)
+            self._server = DataServer(self._plane, listener, balance)
+            self._server.start()
+
+    async def load_explicit(self, route: str, version: str) -> None:
+        """Loads a version that clients are going to name themselves."""
+        live = self._live.snapshot.routes.get(route)
+        try:
+            if live is None or self._explicit.find(live, version) is None:
+                await asyncio.shield(self._explicit.load(route, version))
+        except InferenceError as error:
+            raise CallFailed(str(error), status=error.status, retry_after_s=error.retry_after_s) from error
 
     async def unload(self, route: str, version: str | None = None) -> None:
         """Lets go of explicit versions of a route."""
@@ -155,6 +171,7 @@ class Worker:
 
     async def drain(self) -> None:
         """Unready at once; clients are told to go with their next answer; then no more is accepted."""
+        self._draining = True
         self._plane.drain()
         await asyncio.sleep(self._config.drain_s)
         await self._stop()
@@ -213,21 +230,24 @@ class Worker:
             await self._apply(written)
 
     async def _locate(self, route: str, version: str) -> Located:
+        found = await self._ask("locate", route=route, version=version)
+        return Located(msgspec.convert(found["pin"], Pin), found["path"])
+
+    async def _ask(self, method: str, **params: Any) -> Any:
+        """The supervisor's answer. Raises `InferenceError`."""
         try:
-            found = await self._channel.call("locate", route=route, version=version)
+            return await self._channel.call(method, **params)
         except CallFailed as error:
             raise InferenceError(
                 error.status or 503, str(error), retry_after_s=error.retry_after_s
             ) from error
         except ChannelClosed as error:
             raise InferenceError(503, "this worker is going away: try again", retry_after_s=1) from error
-        return Located(msgspec.convert(found["pin"], Pin), found["path"])
 
     async def _stop(self) -> None:
-        if self._server is not None and self._serving is not None:
+        if self._server is not None:
             self._plane.drain()
-            self._server.should_exit = True
-            await self._serving
+            await self._server.stop()
 
 
 async def _idle(arms: list[ServedArm]) -> None:
@@ -238,30 +258,6 @@ async def _idle(arms: list[ServedArm]) -> None:
         arm.when_idle(event.set)
         events.append(event.wait())
     await asyncio.gather(*events)
-
-
-class _QuietServer(uvicorn.Server):
-    """The supervisor decides when a worker ends; signals are not for uvicorn to catch."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Any:
-        yield
-
-
-def _uvicorn_config(app: Any, config: WorkerConfig) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        backlog=2048,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=30,
-    )
 
 
 def main() -> None:

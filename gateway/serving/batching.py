@@ -84,6 +84,7 @@ class Batcher:
         self._queue: deque[Work] = deque()
         self._scheduled = False
         self._running: list[Work] = []
+        self._sweeping = False
         self._run_ns = float(run_ns)
         self._max_queue = options.max_queue
         wanted = engine.signature.batchable if options.batching is None else options.batching
@@ -118,7 +119,10 @@ class Batcher:
             self._finish(batch, outcomes, started, time.perf_counter_ns() - started)
         else:
             self._running = batch
-            self._loop.call_later(_SWEEP_S, self._sweep)
+            if not self._sweeping:
+                # One timer, not one a run: under load the next run has always begun when a timer fires.
+                self._sweeping = True
+                self._loop.call_later(_SWEEP_S, self._sweep)
             started = time.perf_counter_ns()
             future = self._threads.submit(_timed_run, self._engine, batch)
             future.add_done_callback(
@@ -169,6 +173,7 @@ class Batcher:
     def _sweep(self) -> None:
         """While a run is in its thread: a model that hangs does not keep its clients past their deadline."""
         if not self._running:
+            self._sweeping = False
             return
         now = time.perf_counter_ns()
         for work in (*self._running, *self._queue):

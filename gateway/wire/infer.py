@@ -20,12 +20,14 @@ Headers = list[tuple[bytes, bytes]]
 OFF_LOOP_BYTES = 256 * 1024
 """Bodies of this size take milliseconds to decode: longer than a thread costs, and other requests wait."""
 COMPRESSED_FROM_BYTES = 1024
+WATCHED_AFTER_S = 0.05
+"""From then on a request looks whether its client is still there: most are answered long before."""
 _JSON = b"application/json"
 _BINARY = b"application/octet-stream"
 
 
 class ClientGone(Exception):
-    """The client closed its connection before its request was whole."""
+    """The client closed its connection before it had its answer."""
 
 
 class InferEndpoint:
@@ -56,13 +58,15 @@ class InferEndpoint:
             answer = self._inference.start(route, version, request, headers.get, done, started_ns)
         code = 499
         try:
-            await arrived
+            await _wait(arrived, receive)
             status, out, body = self._encode(answer, headers)
             accepted = headers.get(b"accept-encoding")
             if accepted is not None and _size(body) >= COMPRESSED_FROM_BYTES:
                 out, body = await _compressed(out, body, accepted_encoding(accepted.decode("latin-1")))
             await _send(send, status, out, body)
             code = status
+        except ClientGone:
+            return
         finally:
             answer.cancel()
             answer.finish(code)
@@ -109,6 +113,27 @@ class InferEndpoint:
         if error.retry_after_s is not None:
             out.append((b"retry-after", b"%d" % error.retry_after_s))
         return error.status, [*out, (b"content-type", _JSON)], [encode_error(str(error))]
+
+
+async def _wait(arrived: asyncio.Future[None], receive: Receive) -> None:
+    """Raises `ClientGone` where the client goes first: what has not run yet for it need not."""
+    if arrived.done():
+        return
+    watching: list[asyncio.Task[None]] = []
+
+    async def watch() -> None:
+        if (await receive())["type"] == "http.disconnect" and not arrived.done():
+            arrived.set_exception(ClientGone())
+
+    timer = asyncio.get_running_loop().call_later(
+        WATCHED_AFTER_S, lambda: watching.append(asyncio.ensure_future(watch()))
+    )
+    try:
+        await arrived
+    finally:
+        timer.cancel()
+        for task in watching:
+            task.cancel()
 
 
 async def _read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -> bytes:

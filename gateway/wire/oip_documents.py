@@ -11,6 +11,8 @@ from gateway.serving.engine import Signature, TensorSpec
 
 Document = dict[str, Any]
 ModelState = Literal["UNKNOWN", "READY", "UNAVAILABLE", "LOADING", "UNLOADING"]
+READY: ModelState = "READY"
+UNAVAILABLE: ModelState = "UNAVAILABLE"
 
 EXTENSIONS = (
     "binary_tensor_data",

@@ -91,6 +91,16 @@ class Gateway:
             cwd=Path(__file__).parents[2],
         )
 
+    def metrics(self) -> dict[str, float]:
+        """`name{labels}` → value, of every sample that a scrape shows."""
+        text = httpx.get(f"{self.admin}/metrics", timeout=10).text
+        lines = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+        return {name: float(value) for name, value in lines}
+
+    def ready_workers(self) -> int:
+        """Workers that accept connections; the first of them makes the gateway ready."""
+        return int(self.metrics()['turnout_workers{state="ready"}'])
+
     def worker_pids(self) -> list[int]:
         assert self.process is not None
         children = subprocess.run(
