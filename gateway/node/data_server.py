@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 
 from gateway.node.balance import Balance
+from gateway.wire.http_protocol import HttpProtocol
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +176,7 @@ _DROP_SYN = (
 def _config(app: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=HttpProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -43,10 +43,14 @@ class DataPlane:
             await _error(400, problem)(scope, receive, send)
             return
         match = _INFER.fullmatch(scope["path"])
-        if match is None or scope["method"] != "POST":
+        if match is None:
             await self._rest(scope, receive, send)
+        elif scope["method"] != "POST":
+            await _not_allowed(scope, "POST")(scope, receive, send)
         elif not NAME.fullmatch(match[1]) or (match[2] is not None and not NAME.fullmatch(match[2])):
-            await _error(400, f"names of models and versions must match {NAME.pattern}")(scope, receive, send)
+            name = match[1] if not NAME.fullmatch(match[1]) else match[2]
+            text = f"{name[:_SHOWN_CHARS]!r} is no name: models and versions match {NAME.pattern}"
+            await _error(400, text)(scope, receive, send)
         else:
             await self._infer(scope, receive, send, match[1], match[2])
 
@@ -87,9 +91,6 @@ def _rest(models: Models, readiness: Readiness) -> Starlette:
     async def ready(_: Request) -> Response:
         return json_response({"ready": readiness.ready}, 200 if readiness.ready else 503)
 
-    async def infer_needs_post(request: Request) -> Response:
-        raise HTTPException(405, headers={"allow": "POST"})
-
     model = "/v2/models/{model}"
     routes = [
         Route("/v2", server),
@@ -107,7 +108,6 @@ def _rest(models: Models, readiness: Readiness) -> Starlette:
             Route(at + "/ready", models.ready),
             Route(at + "/config", models.config),
             Route(at + "/stats", models.statistics),
-            Route(at + "/infer", infer_needs_post, methods=["GET"]),
         ]
     rest = Starlette(
         routes=routes,
@@ -122,7 +122,10 @@ def _malformed(scope: Scope) -> str | None:
     if b"%" in scope.get("raw_path", b""):
         # Names never need escapes, and an encoded separator means another path to each reader of it.
         return f"percent-encoding is not accepted in paths: names match {NAME.pattern}"
-    if scope["http_version"] == "1.1" and not any(name == b"host" for name, _ in scope["headers"]):
+    hosts = sum(name == b"host" for name, _ in scope["headers"])
+    if hosts > 1:
+        return "the Host header is given more than once"
+    if hosts == 0 and scope["http_version"] == "1.1":
         return "the Host header is missing"
     return None
 
@@ -140,15 +143,18 @@ def _error(status: int, message: str) -> Response:
     return Response(encode_error(message), status, media_type="application/json")
 
 
+def _not_allowed(scope: Scope, allowed: str) -> Response:
+    path, method = scope["path"][:_SHOWN_CHARS], scope["method"]
+    response = _error(405, f"{method} is not allowed for {path}: use {allowed}")
+    response.headers["allow"] = allowed
+    return response
+
+
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    path = request.scope["path"][:_SHOWN_CHARS]
-    if error.status_code == 405:
-        allowed = (error.headers or {}).get("allow", "another method")
-        text = f"{request.method[:_SHOWN_CHARS]} is not allowed for {path}: use {allowed}"
-    else:
-        text = f"there is nothing at {path}"
-    return Response(encode_error(text), error.status_code, error.headers, "application/json")
+    if error.status_code == 405 and error.headers is not None:
+        return _not_allowed(request.scope, ", ".join(sorted(error.headers["Allow"].split(", "))))
+    return _error(error.status_code, f"there is nothing at {request.scope['path'][:_SHOWN_CHARS]}")
 
 
 async def _inference_error(_: Request, error: Exception) -> Response:
