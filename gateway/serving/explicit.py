@@ -73,6 +73,21 @@ class ExplicitVersions:
             task.add_done_callback(lambda done: self._settled(key, done))
         return task
 
+    async def load_within(self, route_name: str, version: str, timeout_s: float) -> ServedArm:
+        """The load, waited for at most so long: it goes on without its waiter, and the next may find it done.
+
+        Raises `InferenceError`.
+        """
+        task = self.load(route_name, version)
+        done, _ = await asyncio.wait([task], timeout=max(0.0, timeout_s))
+        if not done:
+            raise InferenceError(503, "the version is still loading: try again", retry_after_s=2)
+        return task.result()
+
+    def loaded(self, route_name: str) -> list[Pin]:
+        """The versions of a route that are loaded only because somebody named them."""
+        return [pin for (route, _), (pin, _) in self._loaded.items() if route == route_name]
+
     def unload(self, route_name: str, version: str | None = None) -> None:
         """Lets go of the versions of a route that are only loaded because somebody named them."""
         for key in [key for key in self._loaded if key[0] == route_name and version in (None, key[1])]:

@@ -33,14 +33,22 @@ class Answer:
     """
 
     __slots__ = (
-        "_cancelled", "_done", "_observations", "_started_ns", "_work", "error", "response", "revision", "served",
-    )  # fmt: skip
+        "_done",
+        "_gone",
+        "_observations",
+        "_started_ns",
+        "_work",
+        "error",
+        "response",
+        "revision",
+        "served",
+    )
 
     def __init__(self, started_ns: int, done: Callable[[Answer], None]) -> None:
         self._started_ns = started_ns
         self._done = done
+        self._gone = False
         self._work: Work | None = None
-        self._cancelled = False
         self._observations: VersionObservations | None = None
         self.revision = ""
         self.served: ServedArm | None = None
@@ -57,14 +65,13 @@ class Answer:
 
     def cancel(self) -> None:
         """The client is gone: what did not run yet will not. `finish` is still to be called."""
-        self._cancelled = True
+        self._gone = True
         if self._work is not None:
             self._work.cancel()
 
     def _fail(self, error: InferenceError) -> None:
         self.error = error
-        if not self._cancelled:
-            self._done(self)
+        self._done(self)
 
 
 class Inference:
@@ -190,34 +197,33 @@ class Inference:
         self, answer: Answer, route_name: str, version: str, request: InferRequest, deadline_ns: int
     ) -> None:
         """The version is not loaded: its request waits for it off the common path, within its deadline."""
-        task = self._explicit.load(route_name, version)
 
         def loaded(future: asyncio.Future[ServedArm]) -> None:
+            if answer._gone:
+                return
             try:
-                served = future.result()
-                if not answer._cancelled:
-                    # Whoever is gone leases nothing: nobody would give it back.
-                    answer.revision = self._live.snapshot.label
-                    self._run(answer, served, route_name, request, deadline_ns)
+                future.result()
+                # Ticks have passed since the load was done: it may be denied or gone by now.
+                snapshot = self._live.snapshot
+                answer.revision = snapshot.label
+                served = self._explicit.find(_route(snapshot, route_name), version)
+                if served is None:
+                    raise InferenceError(
+                        503, "the version was unloaded meanwhile: try again", retry_after_s=1
+                    )
+                self._run(answer, served, route_name, request, deadline_ns)
             except InferenceError as error:
                 answer._fail(error)
             except asyncio.CancelledError:
                 answer._fail(InferenceError(503, "this worker is going away: try again", retry_after_s=1))
             except Exception as error:
-                log.exception("version %s of %s cannot be loaded", version, route_name)
-                text = f"'{route_name}' version {version} cannot be loaded: {type(error).__name__}"
-                answer._fail(InferenceError(500, text))
+                # The client waits for this call-back alone: without an answer it would wait for ever.
+                log.exception("loading version %s of route %s failed", version, route_name)
+                answer._fail(InferenceError(500, f"the version cannot be loaded: {type(error).__name__}"))
 
-        # The load itself goes on when this request gives up: the next one may find it done.
-        waiting = asyncio.ensure_future(_within(task, (deadline_ns - time.perf_counter_ns()) / 1e9))
+        timeout_s = (deadline_ns - time.perf_counter_ns()) / 1e9
+        waiting = asyncio.ensure_future(self._explicit.load_within(route_name, version, timeout_s))
         waiting.add_done_callback(loaded)
-
-
-async def _within(task: asyncio.Future[ServedArm], timeout_s: float) -> ServedArm:
-    done, _ = await asyncio.wait([task], timeout=max(0.0, timeout_s))
-    if not done:
-        raise InferenceError(503, "the version is still loading: try again", retry_after_s=2)
-    return task.result()
 
 
 def _route(snapshot: Snapshot, name: str) -> LiveRoute:
