@@ -122,7 +122,10 @@ class Batcher:
             self._finish(batch, outcomes, started, time.perf_counter_ns() - started)
         else:
             self._running = batch
-            self._sweep_later()
+            if not self._sweeping:
+                # One timer, not one a run: under load the next run has always begun when a timer fires.
+                self._sweeping = True
+                self._loop.call_later(_SWEEP_S, self._sweep)
             started = time.perf_counter_ns()
             future = self._threads.submit(_timed_run, self._engine, batch)
             future.add_done_callback(
@@ -174,16 +177,10 @@ class Batcher:
                 log.exception("an answer could not be delivered")
         self._schedule()
 
-    def _sweep_later(self) -> None:
-        # One timer, however many runs follow each other: each would add one for as long as the load lasts.
-        if not self._sweeping:
-            self._sweeping = True
-            self._loop.call_later(_SWEEP_S, self._sweep)
-
     def _sweep(self) -> None:
         """While a run is in its thread: a model that hangs does not keep its clients past their deadline."""
-        self._sweeping = False
         if not self._running:
+            self._sweeping = False
             return
         now = time.perf_counter_ns()
         for work in (*self._running, *self._queue):
@@ -191,7 +188,7 @@ class Batcher:
                 work.finish(_too_late())
         # Nobody waits for them: they take no place of those who do, and their inputs go.
         self._queue = deque(work for work in self._queue if work.done is not None)
-        self._sweep_later()
+        self._loop.call_later(_SWEEP_S, self._sweep)
 
 
 def _too_late() -> InferenceError:

@@ -71,8 +71,7 @@ class Answer:
 
     def _fail(self, error: InferenceError) -> None:
         self.error = error
-        if not self._gone:
-            self._done(self)
+        self._done(self)
 
 
 class Inference:
@@ -220,8 +219,7 @@ class Inference:
             except Exception as error:
                 # The client waits for this call-back alone: without an answer it would wait for ever.
                 log.exception("loading version %s of route %s failed", version, route_name)
-                text = f"'{route_name}' version {version} cannot be loaded: {type(error).__name__}"
-                answer._fail(InferenceError(500, text))
+                answer._fail(InferenceError(500, f"the version cannot be loaded: {type(error).__name__}"))
 
         timeout_s = (deadline_ns - time.perf_counter_ns()) / 1e9
         waiting = asyncio.ensure_future(self._explicit.load_within(route_name, version, timeout_s))

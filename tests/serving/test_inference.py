@@ -365,8 +365,8 @@ class TestExplicitVersions:
         desk = Desk()
         desk.trouble = OSError("disk")
         status, text = failure(await desk.ask(version="7"))
-        assert (status, text) == (500, "'digits' version 7 cannot be loaded: OSError")
-        assert "cannot be loaded" in caplog.text
+        assert (status, text) == (500, "the version cannot be loaded: OSError")
+        assert "loading version 7" in caplog.text
 
     async def test_a_load_that_is_cancelled_is_an_answer(self) -> None:
         desk = Desk()
