@@ -134,6 +134,34 @@ def bfloat16_and_text() -> onnx.ModelProto:
     )
 
 
+def slow(rounds: int = 4000) -> onnx.ModelProto:
+    """FP32 [-1,4] → [-1,1] of zeros, behind `rounds` products of 512 x 512: 4000 of them take about 50 ms."""
+    width = 512
+    body = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["value", "square"], ["next"]),
+            helper.make_node("Identity", ["going"], ["goes_on"]),
+        ],
+        "round",
+        [tensor("round", "INT64", []), tensor("going", "BOOL", []), tensor("value", "FP32", None)],
+        [tensor("goes_on", "BOOL", []), tensor("next", "FP32", None)],
+    )
+    return _model(
+        [
+            helper.make_node("MatMul", ["input", "wide"], ["start"]),
+            helper.make_node("Loop", ["rounds", "", "start"], ["end"], body=body),
+            helper.make_node("ReduceMean", ["end"], ["output"], axes=[1], keepdims=1),
+        ],
+        [tensor("input", "FP32", ["batch", 4])],
+        [tensor("output", "FP32", ["batch", 1])],
+        [
+            numpy_helper.from_array(np.zeros((4, width), np.float32), "wide"),
+            numpy_helper.from_array(np.zeros((width, width), np.float32), "square"),
+            numpy_helper.from_array(np.array(rounds, np.int64), "rounds"),
+        ],
+    )
+
+
 def not_a_number() -> onnx.ModelProto:
     """FP32 [-1,2] → its logarithm: NaN below zero, -infinity at it."""
     return _model(

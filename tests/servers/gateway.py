@@ -114,7 +114,13 @@ class Gateway:
         return self.process is not None and self.process.poll() is not None
 
 
-def wait_for(condition: Callable[[], Any], timeout_s: float, explain: Callable[[], str] = lambda: "") -> Any:
+def wait_for(
+    condition: Callable[[], Any],
+    timeout_s: float,
+    explain: Callable[[], str] = lambda: "",
+    *,
+    every_s: float = 0.01,
+) -> Any:
     """The condition's value as soon as it is true; polls, because it is another process' state."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -122,7 +128,7 @@ def wait_for(condition: Callable[[], Any], timeout_s: float, explain: Callable[[
         if value:
             return value
         assert time.monotonic() < deadline, f"not within {timeout_s} s. {explain()}"
-        time.sleep(0.01)
+        time.sleep(every_s)
 
 
 @pytest.fixture
