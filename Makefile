@@ -6,7 +6,8 @@ EXAMPLE ?= configs/quickstart/request.json
 ARGS ?=
 
 BIN = .venv/bin
-PIP = -m pip --quiet --disable-pip-version-check
+# Twice quiet: errors are shown, what an index of the machine's own is warned about is not.
+PIP = -m pip -qq --disable-pip-version-check
 PIP_INSTALL = $(PIP) install --use-pep517 --require-hashes
 SILERO = 5.1.2 6.2.3
 
@@ -61,7 +62,7 @@ clean: ## remove what make made, the models' cache and the gateway's state with 
 
 # Downloads, mostly: together they take as long as the longest, unless the caller chose a -j.
 setup:
-	@$(MAKE) --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS)),,-j4) \
+	@$(MAKE) --silent --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS)),,-j4) \
 	  .venv/.test-installed .venvs/mlflow/.installed .venvs/clients/.installed .cache/silero/.downloaded
 
 # Order-only (|) where the rule is another file's: a new lock installs over an environment, only a new Python

@@ -72,6 +72,8 @@ class Session:
 
     def _serve(self, options: str) -> str:
         log = self.directory / f"log{len(self._gateways)}"
+        # A port that the page names may be taken here.
+        options = re.sub(r"--((?:admin-)?port) [0-9]+", r"--\1 0", options)
         arguments = shlex.split(self._translated(options))
         with log.open("wb") as screen:
             gateway = subprocess.Popen(
