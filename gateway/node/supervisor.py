@@ -48,6 +48,10 @@ REPORT_PERIOD_S = 2.0
 """How often a replica says in the store that it lives and what it has applied."""
 
 
+NOT_READY_S = 5.0
+"""How often a replica that is not ready says why."""
+
+
 class Supervisor:
     """One replica. `run` serves until SIGTERM or SIGINT and returns the exit code."""
 
@@ -261,10 +265,14 @@ class Supervisor:
                     self._report_now.set()
 
     async def _announce(self) -> None:
-        """The one line on the screen, when the first request would be answered."""
+        """The one line on the screen, when the first request would be answered, or why there is none yet."""
         with self.events.subscribe() as events:
             while not self.ready:
-                await events.get()
+                try:
+                    async with asyncio.timeout(NOT_READY_S):
+                        await events.get()
+                except TimeoutError:
+                    log.warning("not ready: %s", "; ".join(self.degraded()) or "no state is in force yet")
         settings = self._settings
         print(
             f"turnout is ready: data http://{_at(settings.host, self._data)}  "
