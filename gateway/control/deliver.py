@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -60,11 +61,19 @@ class Deliverer:
     be waiting for its weights.
     """
 
-    def __init__(self, path: Path, versions: Versions, workers: Workers, events: Events) -> None:
+    def __init__(
+        self,
+        path: Path,
+        versions: Versions,
+        workers: Workers,
+        events: Events,
+        on_flip: Callable[[float], None] = lambda _: None,
+    ) -> None:
         self._path = path
         self._versions = versions
         self._workers = workers
         self._events = events
+        self._on_flip = on_flip
         self._lock = asyncio.Lock()
         self._target: InForce = EMPTY
         self._wake = asyncio.Event()
@@ -214,6 +223,7 @@ class Deliverer:
 
     async def _apply(self, decide: Callable[[InForce], InForce]) -> None:
         """What `decide` makes of what is in force then: two changes at once lose nothing of each other."""
+        learned = time.monotonic()
         async with self._lock:
             before = self.held
             held = decide(before)
@@ -226,6 +236,7 @@ class Deliverer:
                 self.error = ""
             self._changed.notify_all()
         if before.label != held.label:
+            self._on_flip(time.monotonic() - learned)
             log.info("revision %s is in force on %d of %d workers", held.label, applied.ok, applied.total)
             self._events.publish("applied", revision=held.label, workers=applied.ok, of=applied.total)
 

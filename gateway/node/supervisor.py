@@ -88,7 +88,9 @@ class Supervisor:
             drain_s=settings.drain_s,
             limits=Limits(body_bytes=settings.body_bytes),
         )
-        self.deliverer = Deliverer(self._mirror, self.versions, self.pool, self.events)
+        self.deliverer = Deliverer(
+            self._mirror, self.versions, self.pool, self.events, lambda seconds: self.collector.flips.observe(seconds)
+        )
         self.store = _store(settings, self.replica)
         self.operations = Operations(self.store, self.deliverer, self.versions)
         self.reader = Reader(self.store, self.deliverer, self.operations, self.events)
