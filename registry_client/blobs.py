@@ -1,4 +1,10 @@
-"""The bytes of one file, as a stream that begins at an offset."""
+"""The bytes of one file on a disk, as a stream that begins at an offset.
+
+Bytes over http come from `HttpTransport.stream`, and neither goes through obstore (measured with 0.12.1):
+its HTTP store follows redirects by itself, to any address, sends the configured headers along (all but
+Authorization), and puts a presigned URL with its signature into the Referer of the next host; it takes
+headers per store, not per request. Its local store follows symlinks. It is for s3:, gs: and az: addresses.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +35,6 @@ async def open_local(
     """A regular file below `root`, reached through no symlink.
 
     An offset past its end is not honoured: the stream begins at 0. Raises as `open_file_below`.
-    Not obstore: its local store follows symlinks, and checks names as text only.
     """
     handle, status = await _opened(in_thread(lambda: open_file_below(root, parts)))
     start = offset if 0 <= offset <= status.st_size else 0

@@ -18,7 +18,7 @@ from registry_client.errors import RegistryError
 EXIT_ERROR, EXIT_CHANGES, EXIT_CONFLICT, EXIT_PARTIAL = 1, 2, 3, 4
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "TURNOUT"})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--admin",
     envvar="TURNOUT_ADMIN",
@@ -48,9 +48,8 @@ class _Lazily:
 
 def main() -> None:
     """Runs the command. Whatever goes wrong on purpose is one line on stderr and an exit code."""
-    _add_commands()
     try:
-        code = turnout.main(standalone_mode=False)
+        code = command_line().main(standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(EXIT_ERROR)
@@ -69,9 +68,11 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _add_commands() -> None:
+def command_line() -> click.Group:
+    """`turnout` with all of its commands."""
     from gateway.cli import changes, registries, serve, views
 
     for module in (serve, changes, views, registries):
         for command in module.COMMANDS:
             turnout.add_command(command)
+    return turnout

@@ -38,18 +38,27 @@ def _workers(_: click.Context, __: click.Parameter, value: str) -> int:
     return int(value)
 
 
+class _Port(click.Option):
+    """Kubernetes sets TURNOUT_PORT=tcp://… in every pod beside a service named turnout: that is not for us."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        value = super().resolve_envvar_value(ctx)
+        return None if value is not None and "://" in value else value
+
+
 _PORT = click.IntRange(0, 65535)
 
 
-@click.command()
+# Not TURNOUT_SERVE_PORT, as click would have it: whoever sets it sees no subcommand.
+@click.command(context_settings={"auto_envvar_prefix": "TURNOUT"})
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="The manifest to start with.")
 @click.option(
     "--host", default=defaults.DEFAULT_HOST, show_default=True, help="Address of the data listener."
 )
-@click.option("--port", type=_PORT, default=defaults.DEFAULT_PORT, show_default=True)
+@click.option("--port", cls=_Port, type=_PORT, default=defaults.DEFAULT_PORT, show_default=True)
 @click.option("--admin-host", default=defaults.DEFAULT_HOST, show_default=True,
               help="Address of the admin listener; off the loopback it demands TURNOUT_ADMIN_TOKEN.")  # fmt: skip
-@click.option("--admin-port", type=_PORT, default=defaults.DEFAULT_ADMIN_PORT, show_default=True)
+@click.option("--admin-port", cls=_Port, type=_PORT, default=defaults.DEFAULT_ADMIN_PORT, show_default=True)
 @click.option(
     "--workers", default="auto", show_default=True, callback=_workers, help="Processes, or auto: one a core."
 )
@@ -96,7 +105,10 @@ def serve(
     example: Path | None,
     verbose: bool,
 ) -> int:
-    """Serve models: a supervisor with its workers. One line says when it is ready."""
+    """Serve models: a supervisor with its workers. One line says when it is ready.
+
+    Every option is a variable, too: --state-dir is TURNOUT_STATE_DIR.
+    """
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s %(message)s",

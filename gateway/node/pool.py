@@ -207,6 +207,7 @@ class WorkerPool:
             run_threads=2,
             drain_s=self._drain_s,
             limits=self._limits,
+            log_level=logging.getLogger().getEffectiveLevel(),
         )
         return await asyncio.create_subprocess_exec(
             sys.executable,

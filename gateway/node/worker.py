@@ -57,6 +57,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     run_threads: int
     drain_s: float
     limits: Limits = Limits()
+    log_level: int = logging.WARNING
 
 
 class Worker:
@@ -262,8 +263,10 @@ async def _idle(arms: list[ServedArm]) -> None:
 def main() -> None:
     import uvloop
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s worker %(message)s")
     config = msgspec.json.decode(sys.argv[1], type=WorkerConfig)
+    logging.basicConfig(
+        level=config.log_level, format=f"%(asctime)s %(levelname)s worker {config.index} %(message)s"
+    )
     # Ctrl-C reaches the whole process group; the supervisor drains its workers in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

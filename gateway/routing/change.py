@@ -53,40 +53,48 @@ def rollback(held: InForce, route_name: str, version: str | None = None) -> dict
     With a version: that one. Without: the versions of all variants but the fallback that have a weight, or,
     where the fallback has it all, the fallback's own, if there is an earlier one to return to. Empty where
     that has happened already: a signal that is repeated must not walk further and further back.
+    Raises `UnknownName`, and `ChangeRefused` where nothing would be left to take the route's traffic.
     """
     route = route_of(held, route_name)
     entry = compile_table(held)[route_name]
     if version is not None:
-        return _deny_version(held, route_name, route, entry, version)
+        return _deny_version(route_name, route, entry, version)
     fallback = route.variants[route.fallback].pin
     targets = [
         variant.pin
         for variant in route.variants.values()
         if variant.weight_bp > 0 and variant.pin.digest != fallback.digest
     ] or [fallback]
-    if fallback in targets and entry.spare is None and fallback.digest not in entry.denied:
+    denies = {
+        DenyKey(route_name, pin.digest): pin.version for pin in targets if pin.digest not in entry.denied
+    }
+    if denies and _strands(route, entry, denies):
         raise ChangeRefused(
-            f"{route_name} has nothing to roll back to: version {fallback.version} takes all its traffic "
-            "and no earlier version is known"
+            f"{route_name} has nothing to roll back to: version {', '.join(denies.values())} takes all its "
+            "traffic and no earlier version that is allowed is known"
         )
-    return {DenyKey(route_name, pin.digest): pin.version for pin in targets if pin.digest not in entry.denied}
+    return denies
 
 
-def _deny_version(
-    held: InForce, route_name: str, route: Route, entry: RouteEntry, version: str
-) -> dict[DenyKey, str]:
+def _strands(route: Route, entry: RouteEntry, denies: Mapping[DenyKey, str]) -> bool:
+    """Whether these denies would leave the route without a version that takes its traffic."""
+    after = RouteEntry(entry.name, route, entry.denied | {key.digest for key in denies})
+    return not after.arms or (entry.takes_traffic and not after.takes_traffic)
+
+
+def _deny_version(route_name: str, route: Route, entry: RouteEntry, version: str) -> dict[DenyKey, str]:
     pins = [variant.pin for variant in route.variants.values()] + list(route.previous)
-    keys = {DenyKey(route_name, pin.digest): version for pin in pins if pin.version == version}
-    if not keys:
+    named = [pin for pin in pins if pin.version == version]
+    if not named:
         known = ", ".join(dict.fromkeys(pin.version for pin in pins))
-        raise UnknownName(f"{route_name} has no version {version!r} (it has: {known})")
-    after = entry.denied | {key.digest for key in keys}
-    if all(pin.digest in after for pin in pins):
+        raise UnknownName(f"{route_name} has no version {version[:140]!r} (it has: {known})")
+    denies = {DenyKey(route_name, pin.digest): version for pin in named if pin.digest not in entry.denied}
+    if denies and _strands(route, entry, denies):
         raise ChangeRefused(
-            f"denying version {version} would leave {route_name} without any version: "
-            f"set its weights to 0 if it must stop answering"
+            f"denying version {version} would leave {route_name} without any version that takes traffic: "
+            "set its weights to 0 if it must stop answering"
         )
-    return keys
+    return denies
 
 
 def allow(held: InForce, route_name: str, version: str) -> list[DenyKey]:
@@ -96,7 +104,7 @@ def allow(held: InForce, route_name: str, version: str) -> list[DenyKey]:
     if not keys:
         denied = [deny.version for key, deny in held.denies.items() if key.route == route_name]
         known = ", ".join(denied) or "none"
-        raise UnknownName(f"version {version!r} is not denied on {route_name} (denied: {known})")
+        raise UnknownName(f"version {version[:140]!r} is not denied on {route_name} (denied: {known})")
     return keys
 
 

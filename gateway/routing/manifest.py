@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator
 from typing import Any, Literal, TypeVar
@@ -22,9 +23,15 @@ from registry_client.models import ModelRef
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """Names of routes and variants: they stand in URLs and metrics."""
 SIZE_LIMIT_BYTES = 4 * 1024 * 1024
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+DEPTH_LIMIT = 50
+RESERVED_VARIANTS = frozenset({"pinned"})
+"""What metrics and headers call the requests that name their version themselves."""
+LONGEST_DURATION_MS = 30 * 24 * 3_600_000
+_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)(ms|s|m|h)")
 _UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}
 _STICKY = re.compile(r"none|(?:header|parameter):[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+_WRONG_KEY = re.compile(r"(.*) - at `key` in `\$(.*)`", re.DOTALL)
 _USERINFO = re.compile(r"://[^/?#]*@")
 DEFAULT_STICKY = "header:turnout-key"
 DEFAULT_TIMEOUT = "30s"
@@ -100,12 +107,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 def parse_manifest(text: str) -> Manifest:
     """The manifest in `text`. Raises `ManifestError`, which names the field, and accepts no half of it."""
-    if len(text.encode()) > SIZE_LIMIT_BYTES:
+    try:
+        raw = text.encode()
+    except UnicodeEncodeError as error:
+        raise ManifestError("", f"this is no UTF-8: {error.reason}") from error
+    if len(raw) > SIZE_LIMIT_BYTES:
         raise ManifestError("", f"the manifest is larger than {SIZE_LIMIT_BYTES} bytes")
     top = _convert("", _load_yaml(text), _Top)
     registries = {name: _registry(name, declared) for name, declared in top.registries.items()}
     routes = {name: _route(name, declared, registries) for name, declared in top.routes.items()}
-    return Manifest(registries=registries, routes=routes, sha256=hashlib.sha256(text.encode()).hexdigest())
+    return Manifest(registries=registries, routes=routes, sha256=hashlib.sha256(raw).hexdigest())
 
 
 class _Loader(yaml.SafeLoader):
@@ -127,25 +138,55 @@ def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates)
 
 
+def _events(text: str) -> Iterator[tuple[int, yaml.Event]]:
+    """(depth, event) of the text, read no further than the caller asks."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        yield depth, event
+
+
 def _load_yaml(text: str) -> Any:
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ManifestError("", "YAML anchors and aliases are not accepted: write the value out")
+        for depth, event in _events(text):
+            if depth > DEPTH_LIMIT:
+                # Before anything is built: the time that PyYAML takes grows with the square of the depth.
+                raise ManifestError("", f"the manifest is nested deeper than {DEPTH_LIMIT}")
+            if getattr(event, "anchor", None) is not None:
+                raise ManifestError("", "YAML anchors and aliases are not accepted: write the value out")
         # A subclass of SafeLoader: only plain values can come out of it.
-        return yaml.load(text, Loader=_Loader) or {}  # noqa: S506
-    except yaml.YAMLError as error:
+        document = yaml.load(text, Loader=_Loader)  # noqa: S506
+    except ManifestError:
+        raise
+    except Exception as error:
+        # Beside its own errors PyYAML lets through whatever a value's constructor throws: ValueError for
+        # the date 2001-13-01, KeyError for `!!bool x`, AttributeError for `!!timestamp x`.
         raise ManifestError("", f"this is no YAML: {' '.join(str(error).split())}") from error
-    except RecursionError as error:
-        raise ManifestError("", "the manifest is nested too deep") from error
+    if document is None:
+        # An empty file is an accident more often than the wish to remove every route.
+        raise ManifestError("", "the manifest is empty: write `routes: {}` to declare that there are none")
+    return document
 
 
 def _convert(path: str, value: Any, type_: type[T]) -> T:
     try:
         return msgspec.convert(value, type_)
     except msgspec.ValidationError as error:
-        problem, _, where = str(error).partition(" - at `$")
-        inner = where.rstrip("`").strip(".")
-        raise ManifestError(".".join(part for part in (path, inner) if part), problem) from error
+        problem, where = _located(str(error))
+        raise ManifestError(".".join(part for part in (path, where) if part), problem) from error
+
+
+def _located(text: str) -> tuple[str, str]:
+    """msgspec's message → what is wrong, and the path of the field inside the converted value."""
+    key = _WRONG_KEY.fullmatch(text)
+    if key:
+        return f"a name must be text, put it in quotes: {key[1]}", key[2].strip(".")
+    problem, _, where = text.partition(" - at `$")
+    where = where.rstrip("`").strip(".")
+    unknown = _UNKNOWN_FIELD.fullmatch(problem)
+    if unknown:
+        return "no such field", ".".join(part for part in (where, unknown[1][:140]) if part)
+    return problem, where
 
 
 def _name(path: str, name: object) -> str:
@@ -159,12 +200,35 @@ def _registry(name: str, declared: Any) -> RegistryDeclaration:
     options = dict(_convert(path, declared, dict[str, Any]))
     kind = _convert(f"{path}.type", options.pop("type", None), str)
     for key, value in options.items():
-        if isinstance(value, str) and _USERINFO.search(value):
-            raise ManifestError(
-                f"{path}.{key}",
-                "holds credentials: leave them out and set the registry's environment variables",
-            )
+        _check_option(f"{path}.{key}", value)
     return RegistryDeclaration(type=kind, options=options)
+
+
+def _check_option(path: str, value: Any) -> None:
+    """Only what JSON holds, or the state would read back as another one; and no secrets."""
+    if isinstance(value, str):
+        if _USERINFO.search(value):
+            raise ManifestError(
+                path, "holds credentials: leave them out and set the registry's environment variables"
+            )
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise ManifestError(path, f"a name must be text, put it in quotes: {key!r}")
+            _check_option(f"{path}.{key}", inner)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _check_option(f"{path}[{index}]", inner)
+    elif isinstance(value, int):
+        if abs(value) >= 1 << 63:
+            raise ManifestError(path, "has more than 64 bits")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ManifestError(path, f"{value} is no number to work with")
+    elif value is not None:
+        raise ManifestError(
+            path, f"a {type(value).__name__} is not accepted: put it in quotes to make it text"
+        )
 
 
 def _route(name: str, declared: Any, registries: dict[str, RegistryDeclaration]) -> DeclaredRoute:
@@ -176,6 +240,8 @@ def _route(name: str, declared: Any, registries: dict[str, RegistryDeclaration])
         variant: _convert(f"{path}.variants.{_name(f'{path}.variants', variant)}", value, VariantSpec)
         for variant, value in spec.variants.items()
     }
+    for variant in RESERVED_VARIANTS & variants.keys():
+        raise ManifestError(f"{path}.variants.{variant}", "is a reserved name: choose another")
     fallback = spec.fallback if spec.fallback is not None else next(iter(variants))
     if fallback not in variants:
         known = ", ".join(variants)
@@ -243,8 +309,11 @@ def duration_ms(path: str, text: str) -> int:
     """`"500ms"`, `"30s"`, `"10m"`, `"1h"` → milliseconds. Raises `ManifestError`."""
     match = _DURATION.fullmatch(text)
     if not match or float(match[1]) == 0:
-        raise ManifestError(path, f"{text!r} is no duration: write 500ms, 30s, 10m or 1h")
-    return max(1, round(float(match[1]) * _UNIT_MS[match[2]]))
+        raise ManifestError(path, f"{text[:40]!r} is no duration: write 500ms, 30s, 10m or 1h")
+    duration = max(1, round(float(match[1]) * _UNIT_MS[match[2]]))
+    if duration > LONGEST_DURATION_MS:
+        raise ManifestError(path, f"{text} is longer than 30 days")
+    return duration
 
 
 def _engine(path: str, declared: dict[str, Any]) -> EngineOptions:

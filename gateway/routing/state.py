@@ -183,7 +183,7 @@ def decode_state(raw: bytes, sha256: str | None = None) -> State:
                 f"the state has schema {schema}, this release knows {SCHEMA}: upgrade this replica"
             )
         state = msgspec.json.decode(raw, type=State)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise StateError(f"the state document is unreadable: {error}") from error
     check_state(state)
     return state

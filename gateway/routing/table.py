@@ -70,11 +70,10 @@ class RouteEntry:
     @cached_property
     def spare(self) -> Pin | None:
         """Where a rollback of the whole route would lead: kept loaded, so that it is a pointer swap."""
-        serving = {arm.pin.digest for arm in self.arms.values()}
-        for pin in self._route.previous:
-            if pin.digest not in self.denied and pin.digest not in serving:
-                return pin
-        return None
+        if self.fallback is None:
+            return None
+        beyond = fallback_arm(self._route, self.denied | {self.fallback.pin.digest})
+        return beyond.pin if beyond is not None else None
 
     @cached_property
     def required(self) -> tuple[Pin, ...]:
@@ -83,6 +82,11 @@ class RouteEntry:
         if self.spare is not None:
             pins.setdefault(self.spare.digest, self.spare)
         return tuple(pins.values())
+
+    @property
+    def takes_traffic(self) -> bool:
+        """False where every weight is 0, or nothing that has one is allowed."""
+        return bool(self._shares)
 
     @cached_property
     def shares_bp(self) -> Mapping[str, int]:

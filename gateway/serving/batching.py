@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -14,6 +15,8 @@ from gateway.routing.state import EngineOptions
 from gateway.serving.engine import Array, Engine, EngineError
 from gateway.serving.tensors import InferenceError
 from gateway.telemetry.observations import VersionObservations
+
+log = logging.getLogger(__name__)
 
 LOOP_BUDGET_NS = 200_000
 """A run measured to take longer goes to a thread, which itself costs about 120 µs a request."""
@@ -167,7 +170,11 @@ class Batcher:
         queued = sum(started - work.queued_ns for work in batch)
         batch[0].observations.ran(sum(work.rows for work in batch), queued, took_ns, int(time.time() * 1000))
         for work, outcome in zip(batch, outcomes, strict=True):
-            work.finish(outcome)
+            try:
+                work.finish(outcome)
+            except Exception:
+                # The others of the batch, and those that wait behind it, must have their answers all the same.
+                log.exception("an answer could not be delivered")
         self._schedule()
 
     def _sweep(self) -> None:
@@ -179,6 +186,8 @@ class Batcher:
         for work in (*self._running, *self._queue):
             if work.deadline_ns < now:
                 work.finish(_too_late())
+        # Nobody waits for them: they take no place of those who do, and their inputs go.
+        self._queue = deque(work for work in self._queue if work.done is not None)
         self._loop.call_later(_SWEEP_S, self._sweep)
 
 

@@ -113,7 +113,9 @@ class ExplicitVersions:
         if route is None:
             loaded.retire()
             raise InferenceError(404, f"Request for unknown model: '{route_name}' is not found")
-        loaded = self._live.engines.setdefault(key, loaded)
+        ours, loaded = loaded, self._live.engines.setdefault(key, loaded)
+        if ours is not loaded:
+            ours.retire()  # a change needed the same version and was faster
         self._loaded[route_name, version] = (located.pin, key)
         while len(self._loaded) > KEPT:
             self._drop(next(iter(self._loaded)))
@@ -121,10 +123,12 @@ class ExplicitVersions:
         return self._live.explicit(route, located.pin, loaded)
 
     def _drop(self, key: tuple[str, str]) -> None:
-        _, engine_key = self._loaded.pop(key)
-        if engine_key not in self._live.required_keys() | self.needed:
-            self._live.forget_explicit(engine_key)
-            self._live.retire_unneeded(self.needed)
+        pin, engine_key = self._loaded.pop(key)
+        if engine_key in self._live.required_keys():
+            return
+        self._live.forget_explicit(key[0], pin)
+        if engine_key not in self.needed:
+            self._live.retire(engine_key)
 
     def _settled(self, key: tuple[str, str], task: asyncio.Task[ServedArm]) -> None:
         del self._loading[key]

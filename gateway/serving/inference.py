@@ -19,6 +19,8 @@ from gateway.telemetry.observations import UNKNOWN, VersionObservations
 
 log = logging.getLogger(__name__)
 
+LONGEST_TIMEOUT_US = 24 * 3_600_000_000
+"""A client may ask for more; integers without a limit do not fit the clock's floats."""
 OVERRIDE_HEADER = b"turnout-variant"
 Header = Callable[[bytes], "bytes | None"]
 """Lower-case name → value of the request's header or gRPC metadata."""
@@ -106,11 +108,8 @@ class Inference:
             answer._fail(error)
             return answer
         answer._observations = route.refused
-        deadline_ns = started_ns + (
-            request.timeout_us * 1000
-            if request.timeout_us is not None
-            else route.entry.timeout_ms * 1_000_000
-        )
+        timeout_us = request.timeout_us if request.timeout_us is not None else route.entry.timeout_ms * 1000
+        deadline_ns = started_ns + min(timeout_us, LONGEST_TIMEOUT_US) * 1000
         try:
             if version is None:
                 served = self._choose(route, request, header)
@@ -176,6 +175,12 @@ class Inference:
                 answer.response = _response(route_name, served, request, outputs, outcome)
             except InferenceError as error:
                 answer.error = error
+            except Exception as error:
+                # An engine that returned something else than its signature promises.
+                log.exception("the answer of %s cannot be used", served.labels)
+                answer.error = InferenceError(
+                    500, f"the model's answer cannot be used: {type(error).__name__}"
+                )
             answer._done(answer)
 
         answer._work = Work(
@@ -209,6 +214,8 @@ class Inference:
                 self._run(answer, served, route_name, request, deadline_ns)
             except InferenceError as error:
                 answer._fail(error)
+            except asyncio.CancelledError:
+                answer._fail(InferenceError(503, "this worker is going away: try again", retry_after_s=1))
             except Exception as error:
                 # The client waits for this call-back alone: without an answer it would wait for ever.
                 log.exception("loading version %s of route %s failed", version, route_name)

@@ -84,6 +84,10 @@ class ServedArm:
                 callback()
             self._idle.clear()
 
+    @property
+    def busy(self) -> bool:
+        return self._in_flight > 0
+
     def when_idle(self, callback: Callable[[], None]) -> None:
         """Calls back when no answer of this arm is under way; at once if none is."""
         if self._in_flight == 0:
@@ -146,29 +150,41 @@ class Live:
     def __init__(self, observations: ObservationWriter) -> None:
         self._observations = observations
         self._served: dict[tuple[Labels, EngineKey], ServedArm] = {}
+        self._leaving: list[ServedArm] = []
         self.engines: dict[EngineKey, LoadedVersion] = {}
         self.snapshot = Snapshot(EMPTY, {})
 
     def swap(self, held: InForce) -> list[ServedArm]:
         """Makes `held` the truth for every request from now on, with the engines that are loaded.
 
-        Returns the arms that may answer no more because they are denied: the swap is complete for an
-        operator when they are idle. Engines that nobody needs any more are retired.
+        Returns the arms that may answer no more because they are denied, and those of earlier swaps that are
+        not idle yet: the swap is complete for an operator when they all are.
         """
         before = self._served
+        routes_before = self.snapshot.routes.keys()
         self._served = {}
         routes = {name: self._live_route(entry, before) for name, entry in compile_table(held).items()}
         self.snapshot = Snapshot(held, routes)
         gone = [arm for key, arm in before.items() if key not in self._served]
         for labels in {arm.labels for arm in gone} - {labels for labels, _ in self._served}:
             self._observations.retire(labels)
-        return [arm for arm in gone if (arm.labels.route, arm.digest) in held.denies]
+        for name in routes_before - routes.keys():
+            self._observations.retire(Labels(name, "", ""))
+        denied = [arm for arm in gone if (arm.labels.route, arm.digest) in held.denies]
+        self._leaving = [arm for arm in (*self._leaving, *denied) if arm.busy]
+        return list(self._leaving)
 
     def retire_unneeded(self, also_needed: Iterable[EngineKey] = ()) -> None:
         """Lets go of every engine that neither the snapshot nor `also_needed` names."""
         needed = self.required_keys() | set(also_needed)
         for key in [key for key in self.engines if key not in needed]:
-            self.engines.pop(key).retire()
+            self.retire(key)
+
+    def retire(self, key: EngineKey) -> None:
+        """Lets go of one engine that nothing needs."""
+        loaded = self.engines.pop(key, None)
+        if loaded is not None:
+            loaded.retire()
 
     def required_keys(self) -> set[EngineKey]:
         return {
@@ -182,10 +198,10 @@ class Live:
         labels = Labels(route.entry.name, PINNED, pin.version)
         return self._served_arm(labels, pin, loaded, self._served)
 
-    def forget_explicit(self, key: EngineKey) -> None:
+    def forget_explicit(self, route: str, pin: Pin) -> None:
         """The version was only loaded because somebody named it, and it is not wanted any more."""
         for served_key, arm in list(self._served.items()):
-            if arm.labels.variant == PINNED and served_key[1] == key:
+            if arm.labels == (route, PINNED, pin.version) and arm.digest == pin.digest:
                 del self._served[served_key]
                 self._observations.retire(arm.labels)
 

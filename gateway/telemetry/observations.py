@@ -6,6 +6,7 @@ death, a scrape costs the worker nothing, and no lock is on the way of a request
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ BATCH_BUCKETS = 16
 
 _LIVE, _LABEL_BYTES = 0, 1
 _LABEL_SLOT, _LABEL_SLOTS = 2, 126
+LABEL_LIMIT_BYTES = _LABEL_SLOTS * 8
 CODE = _LABEL_SLOT + _LABEL_SLOTS
 LATENCY_NS = CODE + _CODE_SLOTS
 QUEUE_NS = LATENCY_NS + 1
@@ -143,12 +145,27 @@ class ObservationWriter:
             if labels in self._blocks:
                 return self._blocks[labels]
         base = len(self._blocks) * BLOCK_SLOTS
-        encoded = json.dumps(labels).encode()[: _LABEL_SLOTS * 8]
+        encoded = _encoded(labels)
         start = (base + _LABEL_SLOT) * 8
         self._slots.cast("B")[start : start + len(encoded)] = encoded
         self._slots[base + _LABEL_BYTES] = len(encoded)
         block = self._blocks[labels] = VersionObservations(self._slots, base, labels)
         return block
+
+
+def _encoded(labels: Labels) -> bytes:
+    """The labels as they lie in a block. A version too long for it keeps its beginning and a mark of its own.
+
+    Names of routes and variants have at most 128 characters; registries put no limit on a version.
+    """
+    encoded = json.dumps(labels).encode()
+    kept = labels.version
+    mark = "..." + hashlib.sha256(kept.encode("utf-8", "replace")).hexdigest()[:16]
+    while len(encoded) > LABEL_LIMIT_BYTES and kept:
+        # Escapes take up to 12 bytes a character: never cut too much.
+        kept = kept[: -max(1, (len(encoded) - LABEL_LIMIT_BYTES) // 12)]
+        encoded = json.dumps(labels._replace(version=kept + mark)).encode()
+    return encoded if len(encoded) <= LABEL_LIMIT_BYTES else json.dumps(Labels(OVERFLOW, "", "")).encode()
 
 
 class ObservedVersion(NamedTuple):
@@ -165,7 +182,11 @@ def read_blocks(memory: memoryview) -> Iterator[ObservedVersion]:
         if size == 0:
             return
         label_bytes = block[_LABEL_SLOT : _LABEL_SLOT + _LABEL_SLOTS].tobytes()[:size]
-        yield ObservedVersion(Labels(*json.loads(label_bytes)), bool(block[_LIVE]), block.copy())
+        try:
+            labels = Labels(*json.loads(label_bytes))
+        except (ValueError, TypeError):
+            continue  # a worker that crashed may have written anywhere; the others' counts are still good
+        yield ObservedVersion(labels, bool(block[_LIVE]), block.copy())
 
 
 def merge(one: Counts | None, other: Counts) -> Counts:

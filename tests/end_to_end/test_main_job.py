@@ -23,7 +23,7 @@ routes:
       canary: {model: local/number@challenger, weight: 10}
     overrides: true
 """
-REQUEST = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [0.0]}]}
+REQUEST = {"inputs": [{"name": "input", "shape": [1, 4], "datatype": "FP32", "data": [0.0, 0.0, 0.0, 0.0]}]}
 
 
 @pytest.fixture

@@ -167,8 +167,7 @@ def _metadata(metadata: Mapping[str, object]) -> _Metadata:
 
 def _sources(source: Path) -> Iterator[tuple[str, Path]]:
     """(path in the version, file) of everything to be published."""
-    kind = _kind(source)
-    if stat.S_ISREG(kind):
+    if not stat.S_ISDIR(_kind(source)):
         yield _accepted(source.name, source)
         return
     found = False

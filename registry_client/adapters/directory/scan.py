@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -51,6 +51,7 @@ class DigestCache:
     """(path, size, mtime, ctime, inode) → SHA-256. The ctime is there because a mtime can be set back."""
 
     now_ns: Callable[[], int] = time.time_ns
+    hash_file: Callable[[Path, Sequence[str]], tuple[str, os.stat_result]] = hash_file_below
     _known: dict[_Key, str] = field(default_factory=dict)
 
     def entry(self, root: Path, version: tuple[str, ...], path: str) -> FileEntry:
@@ -59,7 +60,7 @@ class DigestCache:
         os.close(handle)
         known = self._known.get(_key(parts, status))
         if known is None:
-            known, status = hash_file_below(root, parts)
+            known, status = self.hash_file(root, parts)
             self._keep(parts, status, known)
         return FileEntry(path=path, size=status.st_size, sha256=known)
 

@@ -1,0 +1,101 @@
+# Needs make and Python 3.11, 3.12 or 3.13; everything else is installed under this directory, from locked
+# versions. `make help` lists what there is. Written for GNU make 3.81, the one that macOS has.
+
+CONFIG ?= configs/quickstart/turnout.yaml
+EXAMPLE ?= configs/quickstart/request.json
+ARGS ?=
+
+BIN = .venv/bin
+# Twice quiet: errors are shown, what an index of the machine's own is warned about is not.
+PIP = -m pip -qq --disable-pip-version-check
+PIP_INSTALL = $(PIP) install --use-pep517 --require-hashes
+SILERO = 5.1.2 6.2.3
+
+# Not merely the first on the PATH: a shim of pyenv may name a version that is not installed, and Debian's python3
+# has no venv without python3-venv.
+CANDIDATES = $(PYTHON) python3.13 python3.12 python3.11 python3 python
+SUITABLE = import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+FIND_PYTHON = for python in $(CANDIDATES); do \
+	  if $$python -c '$(SUITABLE)' >/dev/null 2>&1; then echo $$python; exit 0; fi; done; \
+	echo "Turnout needs Python 3.11, 3.12 or 3.13 with venv (on Debian and Ubuntu the package python3-venv);" >&2; \
+	echo "none of these is one: $(CANDIDATES). Name yours: make PYTHON=/path/to/python3.12" >&2; exit 1
+MAKE_VENV = @python=`$(FIND_PYTHON)` && "$$python" -m venv --clear
+
+.PHONY: help serve test check bench load lock clean setup
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1#/p' Makefile | awk -F'#' '{ printf "make %-7s %s\n", $$1, $$2 }'
+
+serve: .venv/.run-installed ## the quickstart's gateway on 8080, its admin listener on 8082; state in .turnout/
+	@exec $(BIN)/turnout serve --config $(CONFIG) --example $(EXAMPLE) $(ARGS)
+
+test: setup ## all tests, after all of their set-up; ARGS="-k rollback" for some of them
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/.test-installed ## lint, format, types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: .venv/.test-installed ## the benchmarks under loadtests/bench
+	@for bench in loadtests/bench/[a-z]*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+
+load: .venv/.test-installed ## a gateway of its own under load, and its versions compared; ARGS="-u 20 -t 60s"
+	@$(BIN)/python -m loadtests.quickstart $(ARGS)
+
+lock: .venv/.made ## resolve the locks under requirements/ anew (brings uv into .venv)
+	@$(BIN)/python $(PIP) install uv
+	$(LOCK) requirements/test.lock pyproject.toml --all-extras --group test
+	$(LOCK) requirements/run.lock pyproject.toml --constraints requirements/test.lock
+	$(LOCK) requirements/mlflow.lock --group mlflow
+	$(LOCK) requirements/clients.lock --group clients
+
+# No addresses of an index in the files: they are the installer's own business. run.lock is a part of test.lock,
+# so that one .venv does for both.
+LOCK = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	--no-annotate --no-header --no-emit-index-url --no-emit-find-links --output-file
+
+clean: ## remove what make made, the models' cache and the gateway's state with it
+	rm -rf .venv .venvs .cache .turnout .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Downloads, mostly: together they take as long as the longest, unless the caller chose a -j.
+setup:
+	@$(MAKE) --silent --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS)),,-j4) \
+	  .venv/.test-installed .venvs/mlflow/.installed .venvs/clients/.installed .cache/silero/.downloaded
+
+# Order-only (|) where the rule is another file's: a new lock installs over an environment, only a new Python
+# or `make clean` makes one.
+.venv/.made:
+	@echo "making .venv (once)"
+	$(MAKE_VENV) .venv
+	@touch $@
+
+.venv/.run-installed: requirements/run.lock pyproject.toml | .venv/.made
+	@echo "installing the gateway into .venv (once)"
+	@$(BIN)/python $(PIP_INSTALL) --requirement requirements/run.lock
+	@$(BIN)/python $(PIP) install --no-deps --editable .
+	@touch $@
+
+.venv/.test-installed: requirements/test.lock .venv/.run-installed
+	@echo "installing the tests' tools into .venv (once)"
+	@$(BIN)/python $(PIP_INSTALL) --requirement requirements/test.lock
+	@touch $@
+
+# Each in an environment of its own: they pin what the gateway uses to other versions.
+.venvs/%/.installed: requirements/%.lock
+	@echo "installing .venvs/$* (once)"
+	@mkdir -p .venvs
+	$(MAKE_VENV) .venvs/$*
+	@.venvs/$*/bin/python $(PIP_INSTALL) --requirement requirements/$*.lock
+	@touch $@
+
+# Models that are not ours: two releases of a public one, for the engine's tests. Nothing of it is installed.
+.cache/silero/.downloaded: | .venv/.made
+	@echo "downloading silero-vad's models (once)"
+	@mkdir -p .cache/silero
+	@for version in $(SILERO); do \
+	  $(BIN)/python $(PIP) download --no-deps --dest .cache/silero \
+	    silero-vad==$$version || exit 1; done
+	@touch $@
