@@ -32,7 +32,7 @@ Answer = tuple[int, Any]
 def gateway(gateways: Callable[..., Gateway]) -> Gateway:
     made = gateways(MANIFEST, "--workers", "1")
     for name, model in (("sums", models.two_inputs()), ("stateful", models.scalar_and_state())):
-        source = models.save(model, made.directory / name / "model.onnx")
+        source = models.save(model, made.directory / "sources" / name / "model.onnx")
         publish(made.directory / "models", name, source, version="1", aliases=["champion"])
     return made.start()
 
