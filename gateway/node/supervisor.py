@@ -89,7 +89,11 @@ class Supervisor:
             limits=Limits(body_bytes=settings.body_bytes),
         )
         self.deliverer = Deliverer(
-            self._mirror, self.versions, self.pool, self.events, lambda seconds: self.collector.flips.observe(seconds)
+            self._mirror,
+            self.versions,
+            self.pool,
+            self.events,
+            lambda seconds: self.collector.flips.observe(seconds),
         )
         self.store = _store(settings, self.replica)
         self.operations = Operations(self.store, self.deliverer, self.versions)
