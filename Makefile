@@ -39,7 +39,8 @@ check: .venv/.test-installed ## lint, format, types
 	@$(BIN)/mypy
 
 bench: .venv/.test-installed ## the benchmarks under loadtests/bench
-	@for bench in loadtests/bench/[a-z]*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+	@for bench in loadtests/bench/[a-z]*.py; do echo "== $$bench"; \
+	  $(BIN)/python -m loadtests.bench.`basename $$bench .py` || exit 1; done
 
 load: .venv/.test-installed ## a gateway of its own under load, and its versions compared; ARGS="-u 20 -t 60s"
 	@$(BIN)/python -m loadtests.quickstart $(ARGS)
