@@ -80,6 +80,7 @@ class Batcher:
         threads: Executor,
         *,
         run_ns: int,
+        loop_budget_ns: int = LOOP_BUDGET_NS,
     ) -> None:
         self._engine = engine
         self._loop = loop
@@ -89,6 +90,7 @@ class Batcher:
         self._running: list[Work] = []
         self._sweeping = False
         self._run_ns = float(run_ns)
+        self._loop_budget_ns = loop_budget_ns
         self._max_queue = options.max_queue
         wanted = engine.signature.batchable if options.batching is None else options.batching
         self.batchable = wanted and engine.signature.batchable
@@ -116,7 +118,7 @@ class Batcher:
         batch = self._take()
         if not batch:
             return
-        if self._run_ns <= LOOP_BUDGET_NS:
+        if self._run_ns <= self._loop_budget_ns:
             started = time.perf_counter_ns()
             outcomes = _run_batch(self._engine, batch)
             self._finish(batch, outcomes, started, time.perf_counter_ns() - started)

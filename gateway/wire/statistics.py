@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gateway.telemetry import observations as obs
+import gateway.telemetry.observations as obs
 from gateway.telemetry.observations import Counts, Labels, merge
 from gateway.wire.oip_documents import BatchStatistics, Document, Duration, ModelStatistics, statistics
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gateway.routing.state import EngineOptions
-from gateway.serving.batching import Batcher
+from gateway.serving.batching import LOOP_BUDGET_NS, Batcher
 from gateway.serving.engine import Array, Engine, Signature, TensorSpec
 from gateway.serving.live import EngineKey, Live, LoadedVersion
 from gateway.telemetry.observations import SIZE_BYTES, Labels, ObservationWriter, requests_by_code
@@ -88,7 +88,16 @@ def requests(writer: ObservationWriter, *labels: str) -> dict[int, int]:
 def batcher(
     engine: Engine, loop: Any, threads: Executor | None = None, *, run_ns: int = 0, **options: Any
 ) -> Batcher:
-    return Batcher(engine, EngineOptions(**options), loop, threads or NoThreads(), run_ns=run_ns)
+    # Without threads every run belongs on the loop, however slow a busy machine makes it.
+    budget_ns = LOOP_BUDGET_NS if threads is not None else 10**15
+    return Batcher(
+        engine,
+        EngineOptions(**options),
+        loop,
+        threads or NoThreads(),
+        run_ns=run_ns,
+        loop_budget_ns=budget_ns,
+    )
 
 
 def load(live: Live, version: str, engine: FakeEngine, made: Batcher) -> LoadedVersion:
