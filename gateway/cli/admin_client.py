@@ -12,17 +12,11 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from gateway.cli.errors import AdminError
+
 TIMEOUT_S = 30.0
 APPLY_TIMEOUT_S = 3600.0
 """An apply returns when all weights are fetched and loaded."""
-
-
-class AdminError(Exception):
-    """The gateway refused, or could not be reached. `exit_code` is the design's: 1, or 3 for a conflict."""
-
-    def __init__(self, message: str, *, exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 class AdminClient:

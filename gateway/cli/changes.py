@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 
-from gateway.cli.admin_client import APPLY_TIMEOUT_S, AdminClient, AdminError, segment
+from gateway.cli.admin_client import APPLY_TIMEOUT_S, AdminClient, segment
+from gateway.cli.errors import AdminError
 from gateway.cli.output import fail, say, show
 from gateway.control.manifest_file import read_manifest
 from gateway.routing.state import Revision
@@ -118,9 +120,10 @@ def _manifest(file: Path) -> dict[str, str]:
 def _weight(text: str) -> tuple[str, float]:
     name, equals, percent = text.partition("=")
     try:
-        if not equals or not name:
+        weight = float(percent.rstrip("%"))
+        if not (equals and name and math.isfinite(weight)):
             raise ValueError
-        return name, float(percent.rstrip("%"))
+        return name, weight
     except ValueError:
         raise click.BadParameter(f"{text!r} is not VARIANT=PERCENT, for example canary=10") from None
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from gateway.cli.main import command_line
+from gateway.cli.main import turnout
 from gateway.control.manifest_file import read_manifest
 from gateway.routing.manifest import parse_manifest
 from tests.documentation.pages import PAGES, ROOT, Block, blocks, every_block, matches, steps
@@ -72,7 +72,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 def _parse(words: list[str]) -> None:
     """Raises `click.UsageError` for an unknown command or option, or a missing argument."""
-    group: click.Command = command_line()
+    group: click.Command = turnout
     context = group.make_context("turnout", list(words))
     while isinstance(group, click.Group):
         name, found, rest = group.resolve_command(context, [*context._protected_args, *context.args])

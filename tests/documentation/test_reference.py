@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from gateway.admin import problems
-from gateway.cli.main import command_line
+from gateway.cli.main import turnout
 from gateway.cli.serve import serve
 from gateway.routing.manifest import RouteSpec, VariantSpec
 from gateway.routing.state import EngineOptions
@@ -87,7 +87,7 @@ def test_every_metric() -> None:
 def test_every_command_and_option() -> None:
     text = page("commands")
     rows = "\n".join(line for line in text.splitlines() if line.startswith("| `turnout "))
-    for name, command in _commands(command_line(), "turnout"):
+    for name, command in _commands(turnout, "turnout"):
         assert re.search(rf"`{name}[ `]", rows), name
         if command is serve:
             continue
@@ -98,7 +98,7 @@ def test_every_command_and_option() -> None:
 
 
 def test_no_command_that_is_gone() -> None:
-    known = {name for name, _ in _commands(command_line(), "turnout")}
+    known = {name for name, _ in _commands(turnout, "turnout")}
     for words in documented("commands"):
         if words.startswith("turnout "):
             assert any(words == name or words.startswith(f"{name} ") for name in known), words
@@ -158,7 +158,10 @@ def _alerts() -> set[str]:
 
 def _commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
     if isinstance(command, click.Group):
-        for word, inner in command.commands.items():
+        context = click.Context(command)
+        for word in command.list_commands(context):
+            inner = command.get_command(context, word)
+            assert inner is not None
             yield from _commands(inner, f"{name} {word}")
     else:
         yield name, command

@@ -1,0 +1,137 @@
+"""The commands against a real gateway: exit codes, outputs, and errors of one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from registry_client.adapters.directory import publish
+from tests import models
+from tests.servers.gateway import Gateway
+
+MANIFEST = """
+registries:
+  local: {type: directory, path: ./models}
+routes:
+  number:
+    variants:
+      stable: {model: local/number@champion, weight: 90}
+      canary: {model: local/number@challenger, weight: 10}
+"""
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    made = Gateway(tmp_path_factory.mktemp("cli"), MANIFEST, "--workers", "2")
+    for version, alias in (("1", "champion"), ("2", "challenger")):
+        source = models.save(models.constant(float(version)), made.directory / version / "model.onnx")
+        publish(made.directory / "models", "number", source, version=version, aliases=[alias])
+    yield made.start()
+    made.kill()
+
+
+def test_a_command_does_not_import_the_libraries_of_the_others() -> None:
+    heavy = ("numpy", "onnxruntime", "uvicorn", "httpx")
+    code = f"import sys, gateway.cli.main; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [
+        (("get", "routes"), "routes"),
+        (("get", "registries"), "registries"),
+        (("get", "versions", "local/number"), "versions"),
+        (("describe", "number"), "variants"),
+        (("history",), "records"),
+        (("status",), "members"),
+        (("cache", "list"), "versions"),
+        (("resolve", "local/number@champion"), "digest"),
+    ],
+)
+def test_every_view_is_a_table_json_and_yaml(gateway: Gateway, arguments: tuple[str, ...], key: str) -> None:
+    table = gateway.turnout(*arguments)
+    assert (table.returncode, table.stderr) == (0, "")
+    assert table.stdout.strip()
+    assert json.loads(gateway.turnout(*arguments, "-o", "json").stdout)[key]
+    assert yaml.safe_load(gateway.turnout(*arguments, "-o", "yaml").stdout)[key]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("describe", "nobody"), 1, "there is no route 'nobody' (there are: number)"),
+        (("weights", "number", "canary=ten"), 1, "VARIANT=PERCENT"),
+        (("weights", "number", "canary=-1"), 1, "routes.number.variants.canary.weight"),
+        (("weights", "number", "canary=nan"), 1, "canary"),
+        (("weights", "number", "canary=20", "--revision", "9.9"), 3, "read it again"),
+        (("rollback", "number", "--version", "9"), 1, "has no version '9'"),
+        (("allow", "number", "9"), 1, "is not denied"),
+        (("resolve", "number"), 1, "has no revision"),
+        (("resolve", "local/number@nobody"), 1, "nobody"),
+        (("resolve", "prod/number@1"), 1, "not declared"),
+        (("plan", "-f", "/nowhere.yaml"), 1, "/nowhere.yaml cannot be read"),
+        (("config", "check", "/nowhere.yaml"), 1, "/nowhere.yaml cannot be read"),
+        (("nonsense",), 1, "No such command"),
+    ],
+)
+def test_errors_are_said_in_words(gateway: Gateway, arguments: tuple[str, ...], code: int, says: str) -> None:
+    done = gateway.turnout(*arguments)
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_no_gateway_at_all() -> None:
+    arguments = [sys.executable, "-m", "gateway", "--admin", "http://127.0.0.1:9", "get", "routes"]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("turnout: no gateway at http://127.0.0.1:9")
+    assert "turnout serve" in done.stderr
+
+
+def test_push_resolve_plan_and_apply(gateway: Gateway, tmp_path: Path) -> None:
+    source = models.save(models.constant(3.0), tmp_path / "model.onnx")
+    metadata = tmp_path / "metadata.json"
+    metadata.write_text('{"description": "three", "lineage": {"metrics": {"accuracy": 0.5}}}')
+    pushed = gateway.turnout(
+        "push", "local/number", str(source), "--alias", "next", "--metadata", str(metadata)
+    )
+    assert pushed.stdout.startswith("local/number version 3, @next: digest ")
+    manifest = str(gateway.manifest)
+    offline = gateway.turnout("resolve", "local/number@next", "-f", manifest)
+    assert offline.stdout == gateway.turnout("resolve", "local/number@next").stdout
+    assert "accuracy" in offline.stdout
+    assert gateway.turnout("plan", "-f", manifest).returncode == 0
+    gateway.manifest.write_text(MANIFEST.replace("@challenger", "@next"))
+    assert gateway.turnout("config", "check", manifest).returncode == 0
+    planned = gateway.turnout("plan", "-f", manifest)
+    assert (planned.returncode, "routes.number.variants.canary.version: 2" in planned.stdout) == (2, True)
+    assert gateway.turnout("apply", "-f", manifest, "--reason", "three", "--wait").returncode == 0
+    assert "three" in gateway.turnout("history", "number").stdout
+    gateway.manifest.write_text(MANIFEST)
+    assert gateway.turnout("apply", "-f", manifest, "--wait").returncode == 0
+    assert gateway.turnout("cache", "prune").returncode == 0
+
+
+def test_wait_says_who_has_not_applied_it(gateway: Gateway) -> None:
+    frozen = gateway.worker_pids()[0]
+    os.kill(frozen, signal.SIGSTOP)
+    try:
+        done = gateway.turnout("weights", "number", "canary=20", "--wait", "--timeout", "1")
+    finally:
+        os.kill(frozen, signal.SIGCONT)
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "not everywhere after 1 s" in done.stderr
+    assert "1 of 2 workers" in done.stderr
+    assert gateway.turnout("weights", "number", "canary=10", "--wait").returncode == 0
