@@ -8,6 +8,7 @@ import pytest
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 pytest.register_assert_rewrite("tests.contracts")
 pytest_plugins = [
+    "tests.servers.control",
     "tests.servers.gateway",
     "tests.servers.mlflow",
     "tests.servers.redis",
