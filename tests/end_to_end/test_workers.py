@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ routes:
 """
 REQUEST = {"inputs": [{"name": "input", "shape": [1, 4], "datatype": "FP32", "data": [0.0] * 4}]}
 REPLACED_S = 2.0
+ROOT = Path(__file__).parents[2]
 CLIENTS = 8
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc for a worker's connections")
@@ -78,6 +80,7 @@ def test_a_killed_worker_loses_its_requests_in_flight_and_nothing_else(gateway: 
     with load:
         answers(load, 200)
         seen = counted(gateway)
+        import_s = worker_import_s()
         took_s: list[float] = []
         for _ in range(3):
             wait_for(lambda: gateway.ready_workers() == 2, 10)
@@ -96,14 +99,20 @@ def test_a_killed_worker_loses_its_requests_in_flight_and_nothing_else(gateway: 
             now = counted(gateway)
             assert now > seen
             seen = now
-    # The median: a new worker imports for half a second, on cores that it shares with whatever else runs.
-    assert median(took_s) < REPLACED_S
+    assert median(took_s) < max(REPLACED_S, 3 * import_s), f"an import of a worker took {import_s:.1f} s"
     assert set(load.codes) == {200}
     assert set(load.revisions) == {"1.1"}
     assert load.refused == 0
     # A request that was computed and counted may be lost on its way, but none is counted twice or forgotten.
     assert load.answered <= counted(gateway) <= load.answered + len(load.lost)
     assert "Traceback" not in gateway.log
+
+
+def worker_import_s() -> float:
+    """Half a second of the two that a replacement may take; more where the cores are busy with other things."""
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import gateway.node.worker"], check=True, timeout=30, cwd=ROOT)
+    return time.monotonic() - started
 
 
 def replacement(gateway: Gateway, victim: int) -> int | None:
