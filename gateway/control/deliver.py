@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +17,7 @@ from gateway.control.events import Events
 from gateway.control.store import Author
 from gateway.control.versions import Versions
 from gateway.control.weights_errors import WeightsError
-from gateway.routing.state import EMPTY, Deny, DenyKey, EngineOptions, InForce, Pin, State
+from gateway.routing.state import EMPTY, Deny, DenyKey, EngineOptions, InForce, Pin, Revision, State
 from gateway.routing.table import compile_table
 from registry_client.errors import RegistryError
 
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 RETRY_S = (1.0, 2.0, 5.0, 15.0)
 """Between attempts at a state that this replica could not prepare; a newer one is tried at once."""
+RETRY_WORKERS_S = 2.0
+"""Before workers that could not take a state are rung again."""
 FETCHES_AT_ONCE = 3
 
 
@@ -54,23 +57,37 @@ class Workers(Protocol):
 
 
 class Deliverer:
-    """Holds what is in force on this replica and brings newer states into force, one at a time.
+    """Holds what is in force on this replica and brings newer states into force, the newest first.
 
-    Denies overtake everything: they are applied to what is in force at once, while a new document may still
-    be waiting for its weights.
+    Denies overtake everything: the workers are rung with them at once, while a new document may still be
+    waiting for its weights, and while a worker that hangs, or the last answers of a version that was denied
+    before, keep an earlier ring from being acknowledged.
     """
 
-    def __init__(self, path: Path, versions: Versions, workers: Workers, events: Events) -> None:
+    def __init__(
+        self,
+        path: Path,
+        versions: Versions,
+        workers: Workers,
+        events: Events,
+        on_flip: Callable[[float], None] = lambda _: None,
+    ) -> None:
         self._path = path
         self._versions = versions
         self._workers = workers
         self._events = events
-        self._lock = asyncio.Lock()
+        self._on_flip = on_flip
         self._target: InForce = EMPTY
         self._wake = asyncio.Event()
         self._changed = asyncio.Condition()
+        self._ringing: set[asyncio.Task[None]] = set()
+        self._writing = asyncio.Lock()
+        self._written: InForce = EMPTY
+        self._refused = EMPTY.revision
         self.held: InForce = EMPTY
-        """What the workers serve."""
+        """What the workers were rung with last: each serves it as soon as it hears of it."""
+        self.acknowledged: InForce = EMPTY
+        """The newest that every worker has answered for, and that lies on the disk."""
         self.error = ""
         """Why the newest state is not in force here, "" where it is."""
         self.applied = WorkersApplied(ok=0, total=0, errors=[])
@@ -85,24 +102,28 @@ class Deliverer:
         """The last-known-good state, with the versions that are in the cache; the rest is fetched by `run`."""
         self._target = mirrored
         await self._versions.recall(pin for pin, _ in _required(mirrored).values())
-        await self._apply(lambda _: mirrored)
+        await asyncio.wait([self._ring(mirrored)])
         self._wake.set()
 
-    async def offer(self, target: InForce) -> None:
-        """A state of the store. Its denies are in force when this returns, its document maybe later."""
+    def offer(self, target: InForce) -> None:
+        """A state of the store. Its denies have been rung when this returns, its document follows."""
         if target.revision < self._target.revision:
             return
         target = msgspec.structs.replace(target, denies={**self._unpublished(target), **target.denies})
         self._target = target
         if self._only_denies_differ(target):
-            await self._apply(lambda held: self._target if held.state == self._target.state else held)
+            if target != self.held:
+                self._ring(target)
         elif target.denies.keys() - self.held.denies.keys() and self.held is not EMPTY:
             # Before anything that takes time: a rollback waits for nobody's weights.
-            await self._apply(lambda held: _also_denied(held, target.denies))
+            self._ring(_also_denied(self.held, target.denies))
         self._wake.set()
 
-    async def deny_now(self, denies: Mapping[DenyKey, str], author: Author, now_us: int) -> None:
-        """Denies here, before the store knows of it, or while it cannot be reached."""
+    def deny_now(self, denies: Mapping[DenyKey, str], author: Author, now_us: int) -> asyncio.Task[None]:
+        """Denies here, before the store knows of it, or while it cannot be reached.
+
+        The workers have been rung when this returns; the task ends when they all have answered.
+        """
         added = {
             key: Deny(
                 version=version, op_id=author.op_id, actor=author.actor, reason=author.reason, us=now_us
@@ -111,8 +132,7 @@ class Deliverer:
             if key not in self.held.denies
         }
         self._target = _also_denied(self._target, added)
-        if added:
-            await self._apply(lambda held: _also_denied(held, added))
+        return self._ring(_also_denied(self.held, added))
 
     async def prepare(self, state: State, denies: Mapping[DenyKey, Deny]) -> None:
         """Fetches, verifies and loads all that a state needs, without bringing it into force.
@@ -165,30 +185,25 @@ class Deliverer:
                 attempt += 1
                 self._wake.set()
                 continue
-            if target.state == self._target.state:
-                await self._apply(lambda _: self._target)
             attempt = 0
-            self._wake.set()
+            if target.state == self._target.state:
+                self._ring(self._target)
 
-    async def wait_for(self, target: InForce) -> None:
-        """Returns when a state at least as new as `target` is in force here or was refused."""
+    async def wait_for(self, revision: Revision) -> None:
+        """Returns when a revision at least as new is acknowledged here, or was refused."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self.held.revision >= target.revision or bool(self.error))
+            await self._changed.wait_for(lambda: max(self.acknowledged.revision, self._refused) >= revision)
 
     def in_use(self) -> set[str]:
         """Digests that must stay in the weights cache."""
         return {digest for held in (self.held, self._target) for digest, _ in _required(held)}
 
-    async def again(self) -> None:
-        """Rings the workers once more with what is in force: one of them was replaced."""
-        if self.held is not EMPTY:
-            await self._apply(lambda held: held)
-
     def _only_denies_differ(self, target: InForce) -> bool:
         return target.state == self.held.state and not self._missing(target)
 
     def _in_force(self, target: InForce) -> bool:
-        return target == self.held and not self._missing(target) and not self.applied.errors
+        whole = target == self.held and not self._missing(target)
+        return whole and not self.applied.errors and not self.error
 
     def _missing(self, held: InForce) -> bool:
         return any(not self._versions.fetched(digest) for digest, _ in _required(held))
@@ -202,37 +217,63 @@ class Deliverer:
         }
 
     async def _refuse(self, target: InForce, error: str) -> None:
-        if error != self.error:
-            log.error("revision %s is not in force here: %s", target.revision, error)
-            self._events.publish("refused", revision=str(target.revision), error=error)
         if self.held is EMPTY and target.state.routes:
             # There is nothing better to serve: the routes whose versions could be had are served.
-            await self._apply(lambda _: target)
+            await asyncio.wait([self._ring(target)])
+        news = error != self.error
         async with self._changed:
             self.error = error
+            self._refused = max(self._refused, target.revision)
             self._changed.notify_all()
+        if news:
+            log.error("revision %s is not in force here: %s", target.revision, error)
+            self._events.publish("refused", revision=str(target.revision), error=error)
 
-    async def _apply(self, decide: Callable[[InForce], InForce]) -> None:
-        """What `decide` makes of what is in force then: two changes at once lose nothing of each other."""
-        async with self._lock:
-            before = self.held
-            held = decide(before)
-            paths = self._versions.paths(pin for pin, _ in _required(held).values())
-            # Both at once: a rollback does not wait for the disk, the acknowledgement does.
-            applied, _ = await asyncio.gather(self._workers.apply(held, paths), self._write(held))
-            self.held, self.applied = held, applied
+    def _ring(self, held: InForce) -> asyncio.Task[None]:
+        """Sends a state to the workers. Nothing waits between reading `self.held` and replacing it here, so
+        two changes at once lose nothing of each other, and the workers hear of them in this order."""
+        before, self.held = self.held, held
+        task = asyncio.create_task(self._acknowledge(before, held))
+        self._ringing.add(task)
+        task.add_done_callback(self._rung)
+        return task
+
+    async def _acknowledge(self, before: InForce, held: InForce) -> None:
+        started = time.monotonic()
+        paths = self._versions.paths(pin for pin, _ in _required(held).values())
+        # Both at once: a rollback does not wait for the disk, the acknowledgement does.
+        applied, _ = await asyncio.gather(self._workers.apply(held, paths), self._write())
+        if held is self.held:
+            self.applied = applied
+            if applied.errors:
+                asyncio.get_running_loop().call_later(RETRY_WORKERS_S, self._wake.set)
         async with self._changed:
-            if held.state == self._target.state:
+            if held.revision >= self.acknowledged.revision:
+                self.acknowledged = held
+            mended = bool(self.error) and held.state == self._target.state
+            if mended:
                 self.error = ""
             self._changed.notify_all()
         if before.label != held.label:
+            self._on_flip(time.monotonic() - started)
+        if before.label != held.label or mended:
             log.info("revision %s is in force on %d of %d workers", held.label, applied.ok, applied.total)
             self._events.publish("applied", revision=held.label, workers=applied.ok, of=applied.total)
 
-    async def _write(self, held: InForce) -> None:
+    def _rung(self, task: asyncio.Task[None]) -> None:
+        self._ringing.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the workers could not be rung", exc_info=error)
+
+    async def _write(self) -> None:
         try:
-            await asyncio.to_thread(state_file.write, self._path, held)
-            self.mirror_error = ""
+            async with self._writing:
+                # The newest there is by now: what came in between needs no file of its own.
+                held = self.held
+                if held is not self._written:
+                    await asyncio.to_thread(state_file.write, self._path, held)
+                    self._written = held
+                    self.mirror_error = ""
         except OSError as error:
             # A full disk must not hold up a rollback; a restart before it is mended would.
             self.mirror_error = f"the state file cannot be written: {error.strerror}"

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from typing import Any
 
 import msgspec
 
 from gateway.control.deliver import Deliverer
-from gateway.control.store import Author, Conflict, Signal, Store, StoreUnavailable
+from gateway.control.store import Author, Conflict, Signal, Store, StoreError, StoreUnavailable
 from gateway.control.versions import Versions
 from gateway.routing import change
 from gateway.routing.change import ChangeRefused
 from gateway.routing.manifest import Manifest
 from gateway.routing.plan import Plan, make_plan
-from gateway.routing.state import EMPTY, Deny, DenyKey, InForce, Revision, State
+from gateway.routing.state import EMPTY, Deny, DenyKey, InForce, Revision, State, StateError
 
+log = logging.getLogger(__name__)
+
+RING_GRACE_S = 2.0
+"""How long a change waits for this replica's workers before it is reported; a worker that hangs, or a long
+answer of a denied version, holds up nobody any longer. Who wants them all polls the acknowledgements."""
 STORE_GRACE_S = 0.5
 """How long a rollback waits for the store after it is in force here; past it, the reader publishes it."""
 
@@ -37,6 +45,7 @@ class Operations:
         self._store = store
         self._deliverer = deliverer
         self._versions = versions
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def plan(self, manifest: Manifest) -> Plan:
         """What applying a manifest would change now. Raises `RegistryError`, `ChangeRefused`."""
@@ -85,10 +94,13 @@ class Operations:
         if not denies:
             return Outcome(revision=held.label, changed=False, message=f"{route} is rolled back already")
         # The store hears of it while the workers swap: neither waits for the other.
-        committing = asyncio.create_task(self._commit_rollback(denies, author, held))
-        await self._deliverer.deny_now(denies, author, time.time_ns() // 1000)
+        committing = self._start(self._commit_rollback(denies, author, held))
+        ringing = self._deliverer.deny_now(denies, author, time.time_ns() // 1000)
+        _, behind = await asyncio.wait([ringing], timeout=RING_GRACE_S)
         await asyncio.wait([committing], timeout=STORE_GRACE_S)
         message = f"{route}: version {', '.join(sorted(set(denies.values())))} is denied"
+        if behind:
+            message += ", and not every worker has answered yet"
         if committing.done() and committing.result() is not None:
             return Outcome(revision=str(committing.result()), message=message)
         return Outcome(
@@ -105,7 +117,7 @@ class Operations:
         after = msgspec.structs.replace(held, denies=denies)
         await self._deliverer.prepare(held.state, denies)
         revision = await self._store.undeny(keys, author, change.summary(held, after))
-        await self._offer_stored(revision)
+        await self._deliver(revision)
         return Outcome(revision=str(revision), message=f"{route}: version {version} is allowed again")
 
     async def signal(self, signal: Signal) -> None:
@@ -123,8 +135,19 @@ class Operations:
                 )
             await self.rollback(route, signal.fields.get("version") or None, author)
         except ChangeRefused as error:
-            await self._store.reject(author, str(error))
+            await self._reject(author, str(error))
+        except (StoreError, StateError):
+            raise
+        except Exception as error:
+            # It would come again after every restart, and end the process every time.
+            log.exception("signal %s failed", signal.id)
+            await self._reject(author, f"signal {signal.id} failed: {type(error).__name__}")
         await self._store.seen(signal.id)
+
+    async def _reject(self, author: Author, error: str) -> None:
+        # An empty store has no history to write to.
+        with contextlib.suppress(Conflict):
+            await self._store.reject(author, error)
 
     async def commit_deny(
         self, denies: Mapping[DenyKey, str], author: Author, before: InForce, after: InForce
@@ -134,28 +157,46 @@ class Operations:
     async def _commit_rollback(
         self, denies: Mapping[DenyKey, str], author: Author, held: InForce
     ) -> Revision | None:
-        """None where the store cannot be reached: the denies stay marked as unpublished here."""
+        """None where the store cannot take them now: the denies stay marked as unpublished here.
+
+        Also where it is empty or damaged: they are in force here, and that is what was asked for.
+        """
         tombs = {key: Deny(version=version) for key, version in denies.items()}
         after = msgspec.structs.replace(held, denies={**held.denies, **tombs})
         try:
             revision = await self.commit_deny(denies, author, held, after)
-            await self._offer_stored(revision)
-        except StoreUnavailable:
+        except StoreError as error:
+            log.warning("the denies of %s are not published yet: %s", author.op_id, error)
             return None
+        await self._offer_stored(revision)
         return revision
 
     async def _put(self, held: InForce, state: State, author: Author) -> Outcome:
         after = msgspec.structs.replace(held, state=state)
         revision = await self._store.put(state, held.revision, author, change.summary(held, after))
-        await self._offer_stored(revision)
-        if self._deliverer.newest.revision >= revision:
-            await self._deliverer.wait_for(msgspec.structs.replace(after, revision=revision))
+        await self._deliver(revision)
         return Outcome(revision=str(revision))
 
+    async def _deliver(self, revision: Revision) -> None:
+        """Returns when the revision is in force here, or was refused, or takes longer than anybody waits."""
+        await self._offer_stored(revision)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RING_GRACE_S):
+                await self._deliverer.wait_for(revision)
+
     async def _offer_stored(self, revision: Revision) -> None:
-        stored = await self._store.read()
-        if stored is not None and stored.revision >= revision:
-            await self._deliverer.offer(stored)
+        # It is committed: where it cannot be read back now, the reader will.
+        with contextlib.suppress(StoreUnavailable, StateError):
+            stored = await self._store.read()
+            if stored is not None and stored.revision >= revision:
+                self._deliverer.offer(stored)
+
+    def _start(self, what: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Goes on when nobody waits for it any more; the loop alone would not keep it alive."""
+        task = asyncio.create_task(what)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _current(self) -> InForce:
         return await self._store.read() or EMPTY

@@ -112,16 +112,23 @@ class WorkerPool:
         """Rings every worker. `ok` counts those that swapped and have no answer of a denied version left."""
         self._ring = {"held": encode_in_force(held), "paths": dict(paths)}
         ring = self._ring
-        rung = [slot for slot in self._slots if slot.in_step]
-        results = await self._call_all("apply", APPLY_TIMEOUT_S, **ring)
-        for slot, result in zip(rung, results, strict=True):
-            slot.ring = ring if isinstance(result, dict) and not result["errors"] else None
+        rung = [
+            self._ring_one(slot, slot.channel, ring) for slot in self._slots if slot.in_step and slot.channel
+        ]
+        results = await asyncio.gather(*rung, return_exceptions=True)
         errors = [str(result) or type(result).__name__ for result in results if isinstance(result, Exception)]
         errors += [
             reason for result in results if isinstance(result, dict) for reason in result["errors"].values()
         ]
         ok = sum(isinstance(result, dict) and not result["errors"] for result in results)
         return WorkersApplied(ok=ok, total=self.total, errors=errors)
+
+    async def _ring_one(self, slot: _Slot, channel: Channel, ring: dict[str, Any]) -> Any:
+        result = await channel.call("apply", timeout_s=APPLY_TIMEOUT_S, **ring)
+        if ring is self._ring:
+            # Each as it answers: one that hangs does not make the others look as if they had not.
+            slot.ring = None if result["errors"] else ring
+        return result
 
     async def unload(self, route: str, version: str | None) -> None:
         await self._call_all("unload", 10.0, route=route, version=version)

@@ -10,7 +10,7 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,13 @@ class Supervisor:
             drain_s=settings.drain_s,
             limits=Limits(body_bytes=settings.body_bytes),
         )
-        self.deliverer = Deliverer(self._mirror, self.versions, self.pool, self.events)
+        self.deliverer = Deliverer(
+            self._mirror,
+            self.versions,
+            self.pool,
+            self.events,
+            on_flip=lambda seconds: self.collector.flips.observe(seconds),
+        )
         self.store = _store(settings, self.replica)
         self.operations = Operations(self.store, self.deliverer, self.versions)
         self.reader = Reader(self.store, self.deliverer, self.operations, self.events)
@@ -145,7 +151,8 @@ class Supervisor:
     @property
     def ready(self) -> bool:
         """Whether this replica serves: as long as it has a state and a worker, whatever the store does."""
-        return not self._stopping.is_set() and self.pool.ready > 0 and self.deliverer.held is not EMPTY
+        serving = self.pool.ready > 0 and self.deliverer.acknowledged is not EMPTY
+        return serving and not self._stopping.is_set()
 
     def degraded(self) -> list[str]:
         """In words, all that is not as it should be; none of it keeps this replica from serving."""
@@ -279,11 +286,20 @@ class Supervisor:
         log.info("draining")
         await self.pool.stop()
         admin.should_exit = True
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _end(tasks)
         await self.store.aclose()
         await self._registries.aclose()
+
+
+async def _end(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Cancels until they have ended: redis-py sends by `asyncio.wait_for`, which swallows a cancellation that
+    comes in the same tick as its result (before Python 3.12, https://github.com/python/cpython/issues/86296).
+    """
+    pending: Collection[asyncio.Task[Any]] = tasks
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=1.0)
 
 
 def _can_roll_back(entry: Any) -> bool:

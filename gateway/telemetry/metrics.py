@@ -40,7 +40,7 @@ class Standing:
 
 
 class Flips:
-    """Times from the commit of a change to the last worker's swap."""
+    """Times from a change's arrival at this replica to its last worker's swap."""
 
     def __init__(self) -> None:
         self.counts = [0] * (len(FLIP_BOUNDS_S) + 1)
@@ -66,7 +66,7 @@ class TurnoutCollector(Collector):
         yield from _histograms(totals)
         yield from _standing(self.standing())
         flips = HistogramMetricFamily(
-            "turnout_flip_seconds", "From a change's commit to the last worker's swap."
+            "turnout_flip_seconds", "From a change's arrival at this replica to its last worker's swap."
         )
         flips.add_metric([], _cumulative(zip(FLIP_BOUNDS_S, self.flips.counts, strict=False), self.flips.counts[-1]),
                          sum_value=self.flips.sum_s)  # fmt: skip
