@@ -35,6 +35,8 @@ LOCK_NAME = "lock"
 
 POLL_S = 0.25
 """How often `watch` looks whether another process replaced the file. Its own commits it sees at once."""
+COMPARE_S = 5.0
+"""How often `watch` yields without a cause: who follows the store then knows that it is still there."""
 LOCK_TIMEOUT_S = 5.0
 LOCK_RETRY_S = 0.005
 
@@ -139,9 +141,12 @@ class FileStore:
                 rung.clear()
                 seen = await self._signature()
                 yield []
-                while not rung.is_set() and await self._signature() == seen:
+                until = time.monotonic() + COMPARE_S
+                while not rung.is_set() and await self._signature() == seen and time.monotonic() < until:
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(rung.wait(), POLL_S)
+                        # Not `wait_for`: before Python 3.12 it swallows a cancellation that comes with the ring.
+                        async with asyncio.timeout(POLL_S):
+                            await rung.wait()
         finally:
             self._watchers.discard(rung)
 

@@ -13,8 +13,8 @@ import msgspec
 from gateway.control.deliver import Deliverer
 from gateway.control.events import Events
 from gateway.control.operations import Operations
-from gateway.control.store import Author, Store, StoreUnavailable
-from gateway.routing.state import EMPTY, InForce, StateError, encode_state
+from gateway.control.store import Author, Store, StoreError
+from gateway.routing.state import EMPTY, Deny, InForce, StateError, encode_state
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Reader:
                     pause = FIRST_PAUSE_S
                     for signal in signals:
                         await self._operations.signal(signal)
-            except (StoreUnavailable, StateError) as error:
+            except (StoreError, StateError) as error:
                 self._note(str(error))
             await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 - jitter, not a secret
             pause = min(pause * 2, LONGEST_PAUSE_S)
@@ -99,18 +99,19 @@ class Reader:
             self._note(_TROUBLE[verdict].format(held=newest.revision, stored=was))
         else:
             self._note("")
-        if stored is not None and verdict in (Verdict.TAKE, Verdict.NOTHING):
+        if stored is not None and verdict is not Verdict.FORK:
+            # Not into a fork: it would become the higher revision by that, and be taken.
             stored = await self._publish_denies(stored)
             if verdict is Verdict.TAKE or stored.denies.keys() != newest.denies.keys():
-                await self._deliverer.offer(stored)
+                self._deliverer.offer(stored)
         self.reached.set()
 
     async def _publish_denies(self, stored: InForce) -> InForce:
-        """What was denied here while the store was away."""
+        """What was denied here while the store was away, and what the store lost in a fail-over."""
         pending = {
             key: deny
             for key, deny in self._deliverer.newest.denies.items()
-            if deny.rev == 0 and key not in stored.denies
+            if key not in stored.denies and self._is_missing(deny, stored)
         }
         for key, deny in pending.items():
             author = Author(actor=deny.actor, reason=deny.reason, op_id=f"{deny.op_id}|{key}")
@@ -118,8 +119,13 @@ class Reader:
             await self._operations.commit_deny({key: deny.version}, author, stored, after)
         if not pending:
             return stored
-        log.info("published %d denies that were made while the store was away", len(pending))
+        log.info("published %d denies that the store did not have", len(pending))
         return await self._store.read() or stored
+
+    def _is_missing(self, deny: Deny, stored: InForce) -> bool:
+        """Whether the store never had this deny, or lost it; else somebody has lifted it there."""
+        same_life = self._deliverer.newest.revision.epoch == stored.revision.epoch
+        return deny.rev == 0 or (same_life and deny.rev > stored.revision.rev)
 
     def _note(self, trouble: str) -> None:
         if trouble != self.trouble:
