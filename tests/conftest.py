@@ -3,4 +3,9 @@
 import pytest
 
 pytest.register_assert_rewrite("tests.contracts")
-pytest_plugins = ["tests.servers.gateway", "tests.servers.redis", "tests.servers.weights"]
+pytest_plugins = [
+    "tests.servers.control",
+    "tests.servers.gateway",
+    "tests.servers.redis",
+    "tests.servers.weights",
+]
