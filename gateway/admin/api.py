@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,8 +19,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from gateway.admin import documents
-from gateway.admin.auth import AdminGuard
-from gateway.admin.problems import HANDLED, handle, handle_http
+from gateway.admin.auth import TRUSTED, AdminGuard
+from gateway.admin.problems import HANDLED, handle, handle_bug, handle_http
 from gateway.admin.replica import Replica
 from gateway.control.manifest_file import based
 from gateway.control.operations import Outcome
@@ -91,7 +91,11 @@ def admin_app(replica: Replica) -> Starlette:
             Route(f"{v1}/cache/prune", api.prune, methods=["POST"]),
         ],
         middleware=[Middleware(AdminGuard, token=replica.token)],
-        exception_handlers={**dict.fromkeys(HANDLED, handle), HTTPException: handle_http},
+        exception_handlers={
+            **dict.fromkeys(HANDLED, handle),
+            HTTPException: handle_http,
+            Exception: handle_bug,
+        },
     )
 
 
@@ -103,9 +107,11 @@ class _Api:
     async def livez(self, _: Request) -> Response:
         return _json({"live": True})
 
-    async def readyz(self, _: Request) -> Response:
-        """Ready as long as there is a state to serve; what is degraded is said beside it."""
+    async def readyz(self, request: Request) -> Response:
+        """Ready as long as there is a state to serve; what is degraded is said beside it, to who may know."""
         ready = self._replica.ready()
+        if not request.scope[TRUSTED]:
+            return _json({"ready": ready}, 200 if ready else 503)
         document = {
             "ready": ready,
             "revision": self._replica.deliverer.held.label,
@@ -150,13 +156,14 @@ class _Api:
 
     async def plan(self, request: Request) -> Response:
         body = await _body(request, _ManifestBody)
-        plan = await self._replica.operations.plan(_manifest(body))
+        plan = await self._replica.operations.plan(await _manifest(body))
         return _json(_plan_document(plan, self._replica.deliverer.held.label))
 
     async def apply(self, request: Request) -> Response:
         body = await _body(request, _ManifestBody)
         author = _author(request, body.reason)
-        plan, outcome = await self._replica.operations.apply(_manifest(body), author, _if_match(request))
+        manifest, expect = await _manifest(body), _if_match(request)
+        plan, outcome = await self._replica.operations.apply(manifest, author, expect)
         document = _plan_document(plan, outcome.revision)
         return _json({**document, **msgspec.to_builtins(outcome)}, etag=outcome.revision)
 
@@ -242,7 +249,7 @@ class _Api:
         gone = await self._replica.versions.weights.prune(body.max_bytes, self._replica.deliverer.in_use())
         return _json({"pruned": gone})
 
-    async def _stream(self) -> AsyncIterator[bytes]:
+    async def _stream(self) -> AsyncGenerator[bytes, None]:
         with self._replica.events.subscribe() as events:
             yield b": turnout events\n\n"
             while True:
@@ -256,8 +263,9 @@ class _Api:
                     yield b"event: %s\ndata: %s\n\n" % (event["kind"].encode(), msgspec.json.encode(event))
 
 
-def _manifest(body: _ManifestBody) -> Manifest:
-    return based(parse_manifest(body.manifest), Path(body.base))
+async def _manifest(body: _ManifestBody) -> Manifest:
+    # In a thread: PyYAML takes five seconds for a megabyte, and rollbacks go through this loop.
+    return based(await asyncio.to_thread(parse_manifest, body.manifest), Path(body.base))
 
 
 def _plan_document(plan: Plan, revision: str) -> dict[str, Any]:
@@ -280,7 +288,7 @@ async def _body(request: Request, type_: type[T]) -> T:
     body = b"".join(chunks)
     try:
         return msgspec.json.decode(body or b"{}", type=type_)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise HTTPException(422, f"the body is not valid: {error}") from error
 
 
@@ -303,7 +311,7 @@ def _if_match(request: Request) -> Revision | None:
 
 def _integer(request: Request, name: str, default: int, most: int) -> int:
     text = request.query_params.get(name, str(default))
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= most):
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= most):
         raise HTTPException(422, f"{name} must be a number from 1 to {most}")
     return int(text)
 

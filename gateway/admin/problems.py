@@ -15,6 +15,7 @@ from gateway.control.store import Conflict, StoreUnavailable
 from gateway.control.weights_errors import WeightsError, WeightsRefused
 from gateway.routing.change import ChangeRefused, UnknownName
 from gateway.routing.manifest import ManifestError
+from gateway.routing.state import StateError
 from registry_client import errors as registry
 
 _STATUS: tuple[tuple[type[Exception], int, str], ...] = (
@@ -24,6 +25,7 @@ _STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (ChangeRefused, 422, "The change is refused"),
     (Conflict, 409, "The state has moved on"),
     (StoreUnavailable, 503, "The store cannot be reached"),
+    (StateError, 503, "The store's document cannot be used"),
     (PrepareFailed, 422, "A version cannot be served"),
     (WeightsRefused, 422, "The version is not served here"),
     (WeightsError, 507, "The weights cache cannot take it"),
@@ -65,3 +67,8 @@ async def handle(_: Request, error: Exception) -> Response:
 async def handle_http(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return problem(error.status_code, error.detail, headers=error.headers)
+
+
+async def handle_bug(request: Request, error: Exception) -> Response:
+    """What nobody foresaw. Starlette raises it again behind the answer, for the log."""
+    return problem(500, f"{type(error).__name__}: the gateway's log has it", "This is a bug")

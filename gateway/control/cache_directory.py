@@ -74,7 +74,7 @@ class CacheDirectory:
         directory = self.version(digest)
         try:
             manifest = _read_manifest(directory)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             return None
         if manifest.digest != digest:
             return None
@@ -136,7 +136,7 @@ class CacheDirectory:
         """The digest that this very release was found to have."""
         try:
             release = msgspec.json.decode(self._release(version).read_bytes(), type=Release)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             return None
         return release.digest if DIGEST.fullmatch(release.digest) else None
 
@@ -157,7 +157,7 @@ class CacheDirectory:
         """The complete versions, the least recently used first."""
         found = []
         for directory in _children(self.root / "versions"):
-            with suppress(OSError, msgspec.MsgspecError):
+            with suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError):
                 manifest = _read_manifest(directory)
                 found.append(
                     CacheEntry(

@@ -292,7 +292,7 @@ class FileStore:
             yield
         except OSError as error:
             raise StoreUnavailable(_explain(self._directory, error)) from error
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise StoreUnavailable(f"the change cannot be written as JSON: {error}") from error
 
 

@@ -141,5 +141,5 @@ def _lines(path: Path, start: int) -> Iterator[tuple[int, HistoryRecord | None]]
 def _decode(line: bytes) -> HistoryRecord | None:
     try:
         return msgspec.json.decode(line, type=HistoryRecord)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None

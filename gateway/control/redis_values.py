@@ -49,7 +49,7 @@ def history_record(fields: Fields) -> HistoryRecord | None:
     try:
         known["changes"] = msgspec.json.decode(fields.get(b"changes", b"[]"))
         return msgspec.convert(known, HistoryRecord, strict=False)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 
@@ -59,7 +59,7 @@ def member_from(fields: Fields) -> Member | None:
         return msgspec.convert(
             {text(name): text(value) for name, value in fields.items()}, Member, strict=False
         )
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 
@@ -76,5 +76,5 @@ def _short(raw: bytes) -> str:
 def _deny(key: bytes, raw: bytes) -> Deny:
     try:
         return msgspec.json.decode(raw, type=Deny)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise StateError(f"deny {text(key)[:200]!r} in Redis is unreadable: {error}") from error

@@ -183,7 +183,7 @@ def decode_state(raw: bytes, sha256: str | None = None) -> State:
                 f"the state has schema {schema}, this release knows {SCHEMA}: upgrade this replica"
             )
         state = msgspec.json.decode(raw, type=State)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise StateError(f"the state document is unreadable: {error}") from error
     check_state(state)
     return state
@@ -238,7 +238,7 @@ def decode_in_force(raw: bytes) -> InForce:
     """Raises `StateError`."""
     try:
         envelope = msgspec.json.decode(raw, type=_Envelope)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise StateError(f"the state file is unreadable: {error}") from error
     return InForce(
         revision=Revision(envelope.epoch, envelope.rev),

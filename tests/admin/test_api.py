@@ -1,193 +1,323 @@
-"""The admin API of a real gateway: what it accepts, what it refuses, and that a refusal changes nothing."""
-
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+import asyncio
+import json
 from typing import Any
 
 import httpx
 import pytest
+import yaml
+from prometheus_client import parser
 
-from registry_client.adapters.directory import publish
-from tests import models
-from tests.servers.gateway import Gateway, wait_for
+from gateway.admin import api
+from gateway.control.store import StoreUnavailable
+from gateway.routing.state import EMPTY
+from tests.admin.conftest import Caller, replica
+from tests.control.replica import ControlPlane
 
-MANIFEST = """
-registries:
-  local: {type: directory, path: ./models}
-routes:
-  number:
-    variants:
-      stable: {model: local/number@champion, weight: 90}
-      canary: {model: local/number@challenger, weight: 10}
-"""
+ROUTE = "/routes/number"
 
 
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    made = Gateway(tmp_path_factory.mktemp("admin"), MANIFEST, "--workers", "1")
-    for version, alias in (("1", "champion"), ("2", "challenger")):
-        source = models.save(models.constant(float(version)), made.directory / version / "model.onnx")
-        publish(made.directory / "models", "number", source, version=version, aliases=[alias])
-    yield made.start()
-    made.kill()
+def manifest(plane: ControlPlane, canary: float = 10, **route: Any) -> str:
+    variants = {
+        "stable": {"model": "local/number@1", "weight": 100 - canary},
+        "canary": {"model": "local/number@2", "weight": canary},
+    }
+    registries = {"local": {"type": "directory", "path": "models"}}
+    document = {"registries": registries, "routes": {"number": {"variants": variants, **route}}}
+    return yaml.safe_dump(document, sort_keys=False)
 
 
-@pytest.fixture(autouse=True)
-def nothing_changes(gateway: Gateway) -> Iterator[None]:
-    before = serving(gateway)
-    yield
-    assert serving(gateway) == before
+def detail(answer: httpx.Response, status: int) -> str:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    return str(answer.json()["detail"])
 
 
-def serving(gateway: Gateway) -> Any:
-    (route,) = gateway.api("GET", "/routes").json()["routes"]
-    return {name: (variant["version"], variant["share"]) for name, variant in route["variants"].items()}
+class TestReading:
+    async def test_probes(self, plane: ControlPlane, callers: Caller) -> None:
+        caller = callers()
+        assert (await caller.get("/livez")).status_code == 200
+        assert (await caller.get("/readyz")).status_code == 503
+        plane.run()
+        await plane.apply()
+        ready = await caller.get("/readyz")
+        assert (ready.status_code, ready.json()["revision"]) == (200, "1.1")
 
+    async def test_metrics_in_both_formats(self, callers: Caller) -> None:
+        plain = await callers().get("/metrics")
+        assert plain.headers["content-type"].startswith("text/plain")
+        assert list(parser.text_string_to_metric_families(plain.text))
+        accept = {"accept": "application/openmetrics-text; version=1.0.0"}
+        assert (await callers().get("/metrics", headers=accept)).text.endswith("# EOF\n")
 
-def problem(response: httpx.Response) -> str:
-    assert response.headers["content-type"] == "application/problem+json"
-    assert "Traceback" not in response.text
-    return str(response.json()["detail"])
+    async def test_routes(self, admin: httpx.AsyncClient) -> None:
+        document = (await admin.get("/routes")).json()
+        assert document["revision"] == "1.1"
+        (route,) = document["routes"]
+        one = await admin.get(ROUTE)
+        assert one.json() == route
+        assert one.headers["etag"] == '"1.1"'
+        assert list(route["variants"]) == ["stable", "canary"], "the fallback first"
+        canary = route["variants"]["canary"]
+        assert (canary["version"], canary["weight"], canary["share"], canary["denied"]) == ("2", 10, 10, None)
+        assert (canary["requests"], canary["errors"], canary["p99_ms"]) == (0, 0, None)
+        assert "no route 'nobody'" in detail(await admin.get("/routes/nobody"), 404)
 
+    async def test_a_denied_route(self, admin: httpx.AsyncClient) -> None:
+        await admin.post(f"{ROUTE}/rollback", json={"reason": "5xx"}, headers={"turnout-actor": "ann"})
+        route = (await admin.get(ROUTE)).json()
+        assert route["variants"]["canary"]["denied"] == "2"
+        assert (route["variants"]["canary"]["share"], route["variants"]["stable"]["share"]) == (0, 100)
+        (deny,) = route["denies"]
+        assert (deny["version"], deny["reason"], deny["actor"]) == ("2", "5xx", "ann")
 
-@pytest.mark.parametrize(
-    ("body", "says"),
-    [
-        ({"weights": {"canary": -1}}, "routes.number.variants.canary.weight"),
-        ({"weights": {"canary": 101}}, "from 0 to 100"),
-        ({"weights": {"canary": 0.001}}, "finer than 0.01 %"),
-        ({"weights": {"canary": "ten"}}, "`float`"),
-        ({"weights": {"canary": True}}, "`float`"),
-        ({"weights": {"stable": 50, "canary": 10}}, "add up to 60 %"),
-        ({"weights": {"nobody": 10}}, "has no variant 'nobody'"),
-        ({"weight": {"canary": 10}}, "unknown field"),
-        ({}, "weights"),
-        ([], "object"),
-    ],
-)
-def test_bad_weights(gateway: Gateway, body: Any, says: str) -> None:
-    response = gateway.api("PATCH", "/routes/number/weights", json=body)
-    assert response.status_code in (404, 422)
-    assert says in problem(response)
+    async def test_status(self, admin: httpx.AsyncClient, plane: ControlPlane, callers: Caller) -> None:
+        await plane.store.report(replica(plane).member())
+        document = (await admin.get("/status")).json()
+        assert (document["revision"], document["ready"]) == ("1.1", True)
+        (member,) = document["members"]
+        assert (member["revision"], member["workers_ok"]) == ("1.1", 2)
 
+        class Away:
+            async def members(self) -> None:
+                raise StoreUnavailable("away")
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 10_000, b'{"weights": {"canary": NaN}}'])
-def test_bodies_that_are_no_json(gateway: Gateway, content: bytes) -> None:
-    response = gateway.api("PATCH", "/routes/number/weights", content=content)
-    assert response.status_code == 422
-    assert "not valid" in problem(response)
+        alone = await callers(store=Away()).get("/api/v1/status")
+        assert [member["replica"] for member in alone.json()["members"]] == ["one"]
 
+    async def test_audit(self, admin: httpx.AsyncClient) -> None:
+        await admin.patch(f"{ROUTE}/weights", json={"weights": {"canary": 20}})
+        records = (await admin.get("/audit")).json()["records"]
+        assert [(record["type"], record["revision"]) for record in records] == [
+            ("put", "1.2"),
+            ("put", "1.1"),
+        ]
+        assert len((await admin.get("/audit?limit=1")).json()["records"]) == 1
 
-def test_a_body_that_is_too_large(gateway: Gateway) -> None:
-    response = gateway.api("POST", "/plan", content=b" " * (9 * 1024 * 1024))
-    assert response.status_code == 413
-
-
-def test_a_stale_revision_is_a_conflict_that_names_the_present_one(gateway: Gateway) -> None:
-    current = gateway.api("GET", "/routes/number").headers["etag"]
-    stale = gateway.api(
-        "PATCH", "/routes/number/weights", json={"weights": {"canary": 20}}, headers={"if-match": '"1.0"'}
+    @pytest.mark.parametrize(
+        "limit", ["0", "-1", "1001", "x", "", "1.5", "٣", "0000000019999999999", "9" * 5000, "+5", "1_0"]
     )
-    assert stale.status_code == 409
-    assert f'"{stale.json()["current"]}"' == current
-    nonsense = gateway.api(
-        "PATCH", "/routes/number/weights", json={"weights": {"canary": 20}}, headers={"if-match": "yesterday"}
+    async def test_what_is_no_limit(self, admin: httpx.AsyncClient, limit: str) -> None:
+        for path in ("/audit", "/versions?model=local/number"):
+            answer = await admin.get(path, params={"model": "local/number", "limit": limit})
+            assert "limit must be a number from 1 to 1000" in detail(answer, 422)
+
+    async def test_registries_and_versions(self, admin: httpx.AsyncClient, plane: ControlPlane) -> None:
+        (registry,) = (await admin.get("/registries")).json()["registries"]
+        assert registry == {"name": "local", "type": "directory", "options": {"path": str(plane.models)}}
+        versions = (await admin.get("/versions", params={"model": "local/number"})).json()["versions"]
+        assert [(version["version"], version["aliases"]) for version in versions] == [
+            ("3", []), ("2", ["challenger"]), ("1", ["champion"]),
+        ]  # fmt: skip
+        assert all(len(version["digest"]) == 64 for version in versions)
+        assert detail(await admin.get("/versions"), 422)
+        assert "not declared" in detail(await admin.get("/versions", params={"model": "x/y"}), 422)
+        assert detail(await admin.get("/versions", params={"model": "local/nothing"}), 404)
+
+    async def test_resolve(self, admin: httpx.AsyncClient) -> None:
+        answer = (await admin.get("/resolve", params={"reference": "local/number@challenger"})).json()
+        assert (answer["version"], answer["aliases"]) == ("2", ["challenger"])
+        assert detail(await admin.get("/resolve", params={"reference": "local/number@9"}), 404)
+        assert detail(await admin.get("/resolve", params={"reference": "number"}), 422)
+        fetched = await admin.get("/resolve", params={"reference": "local/number@3", "fetch": "true"})
+        assert len(fetched.json()["digest"]) == 64
+
+    async def test_cache(self, admin: httpx.AsyncClient) -> None:
+        await admin.get("/resolve", params={"reference": "local/number@3", "fetch": "true"})
+        cached = (await admin.get("/cache")).json()["versions"]
+        assert {entry["version"]: entry["in_use"] for entry in cached} == {"1": True, "2": True, "3": False}
+        pruned = (await admin.post("/cache/prune")).json()["pruned"]
+        assert len(pruned) == 1
+        assert {entry["version"] for entry in (await admin.get("/cache")).json()["versions"]} == {"1", "2"}
+
+
+class TestWriting:
+    async def test_weights(self, admin: httpx.AsyncClient, plane: ControlPlane) -> None:
+        answer = await admin.patch(
+            f"{ROUTE}/weights",
+            json={"weights": {"canary": 20}},
+            headers={"turnout-actor": "ann\x7f", "if-match": '"1.1"'},
+        )
+        assert answer.status_code == 200
+        assert answer.headers["etag"] == '"1.2"'
+        assert answer.json()["revision"] == "1.2"
+        assert plane.deliverer.held.state.routes["number"].variants["canary"].weight_bp == 2000
+        assert (await plane.store.history())[0].actor == "ann"
+
+    async def test_a_conflict_carries_what_is_in_force(
+        self, admin: httpx.AsyncClient, plane: ControlPlane
+    ) -> None:
+        body = {"weights": {"canary": 20}}
+        for method, path, content in (
+            ("PATCH", f"{ROUTE}/weights", body),
+            ("POST", "/apply", {"manifest": manifest(plane, 30), "base": str(plane.models.parent)}),
+        ):
+            answer = await admin.request(method, path, json=content, headers={"if-match": '"1.0"'})
+            assert "read it again" in detail(answer, 409)
+            assert answer.json()["current"] == "1.1"
+        assert (
+            await admin.patch(f"{ROUTE}/weights", json=body, headers={"if-match": "*"})
+        ).status_code == 200
+
+    @pytest.mark.parametrize("tag", ["x", '"1"', "W/1.1", '"1.1", "1.2"', "9" * 5000 + ".1"])
+    async def test_what_is_no_revision(self, admin: httpx.AsyncClient, tag: str) -> None:
+        answer = await admin.patch(f"{ROUTE}/weights", json={"weights": {}}, headers={"if-match": tag})
+        assert detail(answer, 422).startswith("If-Match: ")
+
+    @pytest.mark.parametrize(
+        ("method", "path", "body"),
+        [
+            ("PATCH", f"{ROUTE}/weights", b"{}"),
+            ("PATCH", f"{ROUTE}/weights", b'{"weigths": {"canary": 5}}'),
+            ("PATCH", f"{ROUTE}/weights", b'{"weights": {"canary": 5}, "x": 1}'),
+            ("PATCH", f"{ROUTE}/weights", b'{"weights": {"canary": "5"}}'),
+            ("PATCH", f"{ROUTE}/weights", b'{"weights": {"canary": true}}'),
+            ("PATCH", f"{ROUTE}/weights", b'{"weights": {"canary": null}}'),
+            ("PATCH", f"{ROUTE}/weights", b'{"weights": {"canary": NaN}}'),
+            ("PATCH", f"{ROUTE}/weights", b'{"weights": {"canary": 1e999}}'),
+            ("PATCH", f"{ROUTE}/weights", b'{"weights": [5]}'),
+            ("PATCH", f"{ROUTE}/weights", b'{"weights": {"canary": 5}, "reason": 5}'),
+            ("PATCH", f"{ROUTE}/weights", b'{"weights": ' + b"[" * 100_000),
+            ("POST", f"{ROUTE}/rollback", b'{"vesrion": "1"}'),
+            ("POST", f"{ROUTE}/rollback", b'{"version": 1}'),
+            ("POST", f"{ROUTE}/rollback", b"[]"),
+            ("POST", f"{ROUTE}/rollback", b"rollback!"),
+            ("POST", f"{ROUTE}/rollback", b"\xff\xfe"),
+            ("POST", f"{ROUTE}/rollback", b'{"reason": "\xff"}'),
+            ("POST", f"{ROUTE}/rollback", b'{"reason": "\\ud800"}'),
+            ("POST", "/plan", b"{}"),
+            ("POST", "/apply", b'{"manifest": 5}'),
+            ("POST", "/cache/prune", b'{"max_bytes": "all"}'),
+        ],
+    )  # fmt: skip
+    async def test_a_body_that_is_wrong_changes_nothing(
+        self, admin: httpx.AsyncClient, plane: ControlPlane, method: str, path: str, body: bytes
+    ) -> None:
+        assert "the body is not valid" in detail(await admin.request(method, path, content=body), 422)
+        assert len(await plane.store.history()) == 1
+
+    async def test_a_body_that_is_too_large_is_not_read_to_its_end(self, admin: httpx.AsyncClient) -> None:
+        sent = 0
+
+        async def endless() -> Any:
+            nonlocal sent
+            while True:
+                sent += 1 << 20
+                yield b" " * (1 << 20)
+
+        answer = await admin.post("/apply", content=endless())
+        assert "larger than" in detail(answer, 413)
+        assert sent <= api.BODY_LIMIT_BYTES + (2 << 20)
+
+    @pytest.mark.parametrize(
+        ("weights", "status", "says"),
+        [
+            ({"nobody": 5}, 404, "no variant 'nobody'"),
+            ({"canary": 101}, 422, "not a weight"),
+            ({"canary": -0.01}, 422, "not a weight"),
+            ({"stable": 50, "canary": 60}, 422, "add up to 110 %"),
+        ],
     )
-    assert nonsense.status_code == 422
+    async def test_weights_that_make_no_sense(
+        self, admin: httpx.AsyncClient, weights: dict[str, float], status: int, says: str
+    ) -> None:
+        assert says in detail(await admin.patch(f"{ROUTE}/weights", json={"weights": weights}), status)
+        assert "no route" in detail(await admin.patch("/routes/x/weights", json={"weights": weights}), 404)
+
+    async def test_rollback_and_allow(self, admin: httpx.AsyncClient, plane: ControlPlane) -> None:
+        answer = await admin.post(f"{ROUTE}/rollback")
+        assert (answer.status_code, answer.json()["message"]) == (200, "number: version 2 is denied")
+        again = await admin.post(f"{ROUTE}/rollback", json={})
+        assert again.json()["changed"] is False
+        lifted = await admin.delete(f"{ROUTE}/denies/2", params={"reason": "mended"})
+        assert lifted.json()["revision"] == "1.3"
+        assert (await plane.store.history())[0].reason == "mended"
+        assert "not denied" in detail(await admin.delete(f"{ROUTE}/denies/2"), 404)
+        assert "not denied" in detail(await admin.delete(f"{ROUTE}/denies/a%2Fb"), 404)
+        assert "no version '9'" in detail(await admin.post(f"{ROUTE}/rollback", json={"version": "9"}), 404)
+
+    async def test_a_retried_rollback_is_the_same_one(
+        self, admin: httpx.AsyncClient, plane: ControlPlane
+    ) -> None:
+        body = {"op_id": "pager-7", "version": "2"}
+        first, second = [await admin.post(f"{ROUTE}/rollback", json=body) for _ in range(2)]
+        assert (first.status_code, second.status_code) == (200, 200)
+        assert [record.op_id for record in await plane.store.history() if record.type == "deny"] == [
+            "pager-7"
+        ]
+
+    async def test_plan_and_apply(self, admin: httpx.AsyncClient, plane: ControlPlane) -> None:
+        body = {"manifest": manifest(plane, 30), "base": str(plane.models.parent), "reason": "more"}
+        plan = (await admin.post("/plan", json={**body})).json()
+        assert plan["revision"] == "1.1"
+        assert "~ routes.number.variants.canary.weight: 10 % -> 30 %" in plan["lines"]
+        assert len(await plane.store.history()) == 1
+        applied = await admin.post("/apply", json=body)
+        assert (applied.json()["revision"], applied.headers["etag"]) == ("1.2", '"1.2"')
+        assert applied.json()["lines"] == plan["lines"]
+        again = (await admin.post("/apply", json=body)).json()
+        assert (again["changed"], again["lines"]) == (False, [])
+
+    async def test_a_manifest_that_is_refused_names_its_field(
+        self, admin: httpx.AsyncClient, plane: ControlPlane
+    ) -> None:
+        answer = await admin.post("/plan", json={"manifest": manifest(plane, 10, timeout="soon")})
+        assert "'soon' is no duration" in detail(answer, 422)
+        assert answer.json()["field"] == "routes.number.timeout"
+
+    async def test_a_rollback_that_the_store_did_not_hear_of_is_202(
+        self, admin: httpx.AsyncClient, plane: ControlPlane
+    ) -> None:
+        for file in plane.mirror.parent.parent.glob("store/*"):
+            file.unlink()
+        answer = await admin.post(f"{ROUTE}/rollback")
+        assert answer.status_code == 202
+        assert (answer.json()["published"], answer.json()["revision"]) == (False, "1.1+1")
+        assert plane.workers.denied == {"2"}
+
+    async def test_names_and_reasons_are_cut(self, admin: httpx.AsyncClient, plane: ControlPlane) -> None:
+        await admin.post(
+            f"{ROUTE}/rollback", json={"reason": "x" * 10_000}, headers={"turnout-actor": "a" * 10_000}
+        )
+        record = (await plane.store.history())[0]
+        assert (len(record.actor), len(record.reason)) == (80, 500)
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [
-        ("GET", "/routes/nobody", 404),
-        ("POST", "/routes/nobody/rollback", 404),
-        ("DELETE", "/routes/number/denies/9", 404),
-        ("GET", "/resolve?reference=number", 422),
-        ("GET", "/resolve?reference=local/number@nobody", 404),
-        ("GET", "/resolve?reference=elsewhere/number@1", 422),
-        ("GET", "/versions?model=local/nobody", 404),
-        ("GET", "/audit?limit=0", 422),
-        ("GET", "/audit?limit=ten", 422),
-        ("GET", "/nothing", 404),
-        ("DELETE", "/routes", 405),
-    ],
-)
-def test_refusals(gateway: Gateway, method: str, path: str, status: int) -> None:
-    response = gateway.api(method, path, **({"json": {}} if method == "POST" else {}))
-    assert response.status_code == status, response.text
-    problem(response)
+class TestEvents:
+    async def test_what_happens_is_streamed(self, plane: ControlPlane) -> None:
+        # httpx's transport collects a whole answer, and this one never ends: the stream itself is asked.
+        stream = api._Api(replica(plane))._stream()
+        try:
+            assert (await anext(stream)).startswith(b":")
+            assert plane.deliverer.held is EMPTY
+            plane.run()
+            await plane.apply()
+            seen: list[dict[str, Any]] = []
+            async with asyncio.timeout(10):
+                while not any(event["kind"] == "applied" for event in seen):
+                    name, data, _, _ = (await anext(stream)).decode().split("\n")
+                    seen.append(json.loads(data.removeprefix("data: ")))
+                    assert name == f"event: {seen[-1]['kind']}"
+            assert seen[-1]["revision"] == "1.1"
+        finally:
+            await stream.aclose()
+        assert not plane.events._queues, "who has gone is forgotten"
 
+    async def test_a_watcher_that_is_slow_loses_the_oldest_and_holds_up_nobody(
+        self, plane: ControlPlane
+    ) -> None:
+        with plane.events.subscribe() as slow:
+            for number in range(1000):
+                plane.events.publish("tick", number=number)
+            assert slow.qsize() == 256
+            assert (await slow.get())["number"] == 1000 - 256
 
-@pytest.mark.parametrize(
-    ("old", "new", "field"),
-    [
-        ("weight: 10", "weight: -1", "routes.number.variants.canary.weight"),
-        ("weight: 10", "weight: ten", "routes.number.variants.canary.weight"),
-        ("weight: 10", "wait: 10", "routes.number.variants.canary"),
-        ("variants:", "fallback: nobody\n    variants:", "routes.number.fallback"),
-        ("local/number@challenger", "prod/number@challenger", "routes.number.variants.canary.model"),
-    ],
-)
-def test_a_manifest_is_refused_whole_with_its_field(gateway: Gateway, old: str, new: str, field: str) -> None:
-    for path in ("/plan", "/apply"):
-        body = {"manifest": MANIFEST.replace(old, new), "base": str(gateway.directory)}
-        response = gateway.api("POST", path, json=body)
-        assert response.status_code == 422, response.text
-        assert problem(response).startswith(field)
-        assert response.json()["field"].startswith(field)
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (b"no model at all", "no readable ONNX model"),
-        (b"\x80\x04\x95pickled", "no readable ONNX model"),
-        (b"", "empty"),
-    ],
-)
-def test_a_file_that_is_no_model_is_refused_with_the_reason(
-    gateway: Gateway, content: bytes, says: str
-) -> None:
-    name = f"bad{len(content)}"
-    directory = gateway.directory / "models" / name / "1"
-    directory.mkdir(parents=True)
-    (directory / "model.onnx").write_bytes(content)
-    manifest = MANIFEST.replace("local/number@challenger", f"local/{name}@1")
-    response = gateway.api("POST", "/apply", json={"manifest": manifest, "base": str(gateway.directory)})
-    assert response.status_code == 422, response.text
-    assert says in problem(response)
-    assert str(gateway.directory) not in response.text
-
-
-def test_a_pickle_beside_the_model_is_refused_by_name(gateway: Gateway) -> None:
-    directory = gateway.directory / "models" / "pickled" / "1"
-    models.save(models.constant(1.0), directory / "model.onnx")
-    (directory / "scaler.pkl").write_bytes(b"\x80\x04N.")
-    manifest = MANIFEST.replace("local/number@challenger", "local/pickled@1")
-    response = gateway.api("POST", "/apply", json={"manifest": manifest, "base": str(gateway.directory)})
-    assert response.status_code == 422
-    assert "scaler.pkl" in problem(response)
-
-
-def test_events_and_probes(gateway: Gateway) -> None:
-    with httpx.stream("GET", f"{gateway.admin}/api/v1/events", timeout=10) as stream:
-        assert stream.headers["content-type"].startswith("text/event-stream")
-        lines = stream.iter_lines()
-        assert next(lines).startswith(": turnout events")
-    ready = httpx.get(f"{gateway.admin}/readyz")
-    assert ready.json()["ready"] is True
-    assert wait_for(lambda: httpx.get(f"{gateway.admin}/readyz").json()["degraded"] == [], 10)
-    assert httpx.get(f"{gateway.admin}/livez").json() == {"live": True}
-
-
-def test_the_metrics_are_openmetrics_where_asked_for(gateway: Gateway) -> None:
-    response = httpx.get(f"{gateway.admin}/metrics", headers={"accept": "application/openmetrics-text"})
-    assert "openmetrics" in response.headers["content-type"]
-    assert response.text.endswith("# EOF\n")
-
-
-def test_the_state_directory_is_private(gateway: Gateway) -> None:
-    state: Path = gateway.directory / "state" / "state.json"
-    assert state.stat().st_mode & 0o077 == 0
+    async def test_a_quiet_stream_stays_open(
+        self, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(api, "KEEP_ALIVE_S", 0.0)
+        stream = api._Api(replica(plane))._stream()
+        await anext(stream)
+        assert await anext(stream) == b": still here\n\n"
+        await stream.aclose()

@@ -1,61 +1,102 @@
-"""Every error that the admin API can meet on purpose has a status, and a conflict names the present revision."""
-
 from __future__ import annotations
 
 import inspect
 
-import msgspec
+import httpx
 import pytest
 from starlette.requests import Request
 
 from gateway.admin.problems import HANDLED, handle
-from gateway.control import store, weights_errors
+from gateway.control import weights_errors
 from gateway.control.deliver import PrepareFailed
-from gateway.routing import change, manifest
-from gateway.routing.state import Revision
+from gateway.control.store import Conflict, StoreError, StoreUnavailable
+from gateway.control.weights_errors import WeightsError
+from gateway.routing.change import ChangeRefused, UnknownName
+from gateway.routing.manifest import ManifestError
+from gateway.routing.state import Revision, StateError
 from registry_client import errors as registry
+from registry_client.errors import RegistryError
+from tests.admin.conftest import Caller
+from tests.control.replica import ControlPlane
+
+REQUEST = Request({"type": "http"})
 
 
-def errors_of(module: object) -> list[type[Exception]]:
-    return [kind for _, kind in inspect.getmembers(module, inspect.isclass) if issubclass(kind, Exception)]
+def every(module: object, base: type[Exception]) -> list[type[Exception]]:
+    return [kind for _, kind in inspect.getmembers(module, inspect.isclass) if issubclass(kind, base)]
 
 
-@pytest.mark.parametrize("module", [change, manifest, registry, weights_errors])
-def test_the_table_is_complete(module: object) -> None:
-    for kind in errors_of(module):
-        assert issubclass(kind, HANDLED), kind
-    assert issubclass(PrepareFailed, HANDLED)
-    assert issubclass(store.StoreUnavailable, HANDLED)
-
-
-async def answer(error: Exception) -> tuple[int, dict[str, object]]:
-    response = await handle(Request({"type": "http", "headers": []}), error)
-    assert response.media_type == "application/problem+json"
-    document = msgspec.json.decode(bytes(response.body))
-    assert document["status"] == response.status_code
-    return response.status_code, document
+def made(kind: type[Exception]) -> Exception:
+    if kind is Conflict:
+        return Conflict(Revision(1, 7))
+    if issubclass(kind, ManifestError):
+        return kind("routes.a", "is wrong")
+    return kind("it went wrong")
 
 
 @pytest.mark.parametrize(
-    ("error", "status"),
+    "kind",
+    {
+        *HANDLED,
+        *every(registry, RegistryError),
+        *every(weights_errors, WeightsError),
+        ChangeRefused, UnknownName, PrepareFailed, Conflict, StoreUnavailable, StateError,
+    },
+    ids=lambda kind: kind.__name__,
+)  # fmt: skip
+async def test_every_error_has_a_status_and_a_title(kind: type[Exception]) -> None:
+    answer = await handle(REQUEST, made(kind))
+    assert answer.media_type == "application/problem+json"
+    assert 400 <= answer.status_code < 600
+    assert any(issubclass(kind, handled) for handled in HANDLED), "Starlette looks it up by its classes"
+
+
+def test_what_a_store_raises_is_all_in_the_table() -> None:
+    assert set(StoreError.__subclasses__()) <= set(HANDLED)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "more"),
     [
-        (change.UnknownName("there is no route 'x'"), 404),
-        (change.ChangeRefused("no"), 422),
-        (store.StoreUnavailable("down"), 503),
-        (PrepareFailed("no"), 422),
-        (registry.NotFound("no"), 404),
-        (registry.Unavailable("no"), 502),
-        (registry.IntegrityError("no"), 502),
-        (weights_errors.WeightsRefused("a pickle"), 422),
-        (weights_errors.CacheFull("full"), 507),
+        (Conflict(Revision(2, 9)), 409, {"current": "2.9"}),
+        (ManifestError("routes.a.timeout", "is wrong"), 422, {"field": "routes.a.timeout"}),
+        (ManifestError("", "is wrong"), 422, {}),
+        (UnknownName("no such"), 404, {}),
+        (ChangeRefused("no"), 422, {}),
+        (StoreUnavailable("away"), 503, {}),
+        (StateError("damaged"), 503, {}),
+        (PrepareFailed("no"), 422, {}),
+        (weights_errors.WeightsRefused("pickle"), 422, {}),
+        (weights_errors.CacheFull("full"), 507, {}),
+        (registry.NotFound("x"), 404, {}),
+        (registry.InvalidReference("x"), 422, {}),
+        (registry.Unavailable("x"), 502, {}),
+        (registry.IntegrityError("x"), 502, {}),
     ],
 )
-async def test_statuses(error: Exception, status: int) -> None:
-    assert (await answer(error))[0] == status
+async def test_what_programs_rely_on(error: Exception, status: int, more: dict[str, str]) -> None:
+    answer = httpx.Response(200, content=bytes((await handle(REQUEST, error)).body)).json()
+    assert answer["status"] == status
+    assert answer["detail"] == str(error)
+    assert {key: value for key, value in answer.items() if key in ("current", "field")} == more
 
 
-async def test_a_conflict_names_the_present_revision_and_a_manifest_error_its_field() -> None:
-    status, document = await answer(store.Conflict(Revision(1, 7)))
-    assert (status, document["current"]) == (409, "1.7")
-    status, document = await answer(manifest.ManifestError("routes.a.fallback", "no variant"))
-    assert (status, document["field"]) == (422, "routes.a.fallback")
+async def test_what_nobody_foresaw_is_a_problem_too_and_tells_nothing(
+    plane: ControlPlane, callers: Caller
+) -> None:
+    def fail() -> bool:
+        raise RuntimeError("password=hunter2")
+
+    answer = await callers(ready=fail).get("/readyz")
+    assert answer.status_code == 500
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert "hunter2" not in answer.text
+    assert "RuntimeError" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/nothing", 404), ("PUT", "/api/v1/routes", 405)]
+)
+async def test_starlettes_own_are_problems_too(callers: Caller, method: str, path: str, status: int) -> None:
+    answer = await callers().request(method, path)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")

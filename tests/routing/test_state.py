@@ -148,6 +148,8 @@ def test_the_encoding_is_what_replicas_of_other_releases_hash() -> None:
         (b"{}", "unreadable"),
         (b'{"schema": "1"}', "unreadable"),
         (b"\xff", "unreadable"),
+        # msgspec raises UnicodeDecodeError for this one, which is none of its own.
+        (b'{"schema": 1, "manifest_sha256": "\xff"}', "unreadable"),
         (b'{"schema": 1, "routes": {"a": {}}}', "unreadable"),
         (b'{"schema": 1, "registries": {"r": {"type": "t", "options": {"x": ' + b"[" * 100_000, "unreadable"),
         (b'{"schema": %d}' % (SCHEMA + 1), "schema 2, this release knows 1: upgrade"),
@@ -254,3 +256,11 @@ def test_a_version_is_denied_by_its_digest_and_route() -> None:
     assert held.denied("digits", msgspec.structs.replace(pin("1"), version="other")) is not None
     assert held.denied("digits", pin("2")) is None
     assert held.denied("digits2", pin("1")) is None
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"{}", b'{"epoch": 1, "rev": 1, "sha256": "", "doc": "\xff", "deny": {}}']
+)
+def test_a_state_file_that_is_unreadable(raw: bytes) -> None:
+    with pytest.raises(StateError, match="the state file is unreadable"):
+        decode_in_force(raw)
