@@ -50,7 +50,7 @@ class _ManifestBody(_Strict):
 
 
 class _WeightsBody(_Strict):
-    weights: dict[str, float]
+    weights: dict[str, Any]
     reason: str = ""
 
 
@@ -139,9 +139,9 @@ class _Api:
         body = await _body(request, _WeightsBody)
         author = _author(request, body.reason)
         name = request.path_params["route"]
-        return _outcome(
-            await self._replica.operations.weights(name, body.weights, author, _if_match(request))
-        )
+        expect = _if_match(request)
+        weights = _percents(body.weights)
+        return _outcome(await self._replica.operations.weights(name, weights, author, expect))
 
     async def rollback(self, request: Request) -> Response:
         body = await _body(request, _RollbackBody)
@@ -290,6 +290,16 @@ async def _body(request: Request, type_: type[T]) -> T:
         return msgspec.json.decode(body or b"{}", type=type_)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise HTTPException(422, f"the body is not valid: {error}") from error
+
+
+def _percents(weights: dict[str, Any]) -> dict[str, float]:
+    """Checked one by one, so that the error names the variant."""
+    if not weights:
+        raise HTTPException(422, 'weights is empty: name a variant, for example {"canary": 10}')
+    for name, percent in weights.items():
+        if isinstance(percent, bool) or not isinstance(percent, int | float):
+            raise HTTPException(422, f"weights.{name[:140]} must be per cent, a number from 0 to 100")
+    return weights
 
 
 def _author(request: Request, reason: str, op_id: str = "") -> Author:

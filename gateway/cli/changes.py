@@ -103,12 +103,18 @@ def rollback(
 @click.argument("route")
 @click.argument("version")
 @_REASON
+@_WAIT
+@_TIMEOUT
 @_OUTPUT
 @click.pass_obj
-def allow(admin: AdminClient, route: str, version: str, reason: str, output: str) -> None:
+def allow(
+    admin: AdminClient, route: str, version: str, reason: str, wait: bool, timeout: float, output: str
+) -> int:
     """Lift a deny: the version takes its declared share again."""
     path = f"/routes/{segment(route)}/denies/{segment(version)}"
-    _show_outcome(admin.send("DELETE", f"{path}?{'' if not reason else 'reason=' + segment(reason)}"), output)
+    document = admin.send("DELETE", f"{path}?reason={segment(reason)}" if reason else path)
+    _show_outcome(document, output)
+    return _settle(admin, document, wait, timeout, output)
 
 
 def _manifest(file: Path) -> dict[str, str]:

@@ -215,9 +215,12 @@ class FileStore:
     def _held(self, replaces_damaged: bool) -> InForce | None:
         try:
             return state_file.read(self._state_path)
-        except StateError:
+        except StateError as error:
             if not replaces_damaged:
-                raise
+                raise StateError(
+                    f"the store {self._state_path} is damaged ({error}): put a copy of it back, or move it away "
+                    "to begin anew from the manifest, without the denies that it held"
+                ) from error
             state_file.set_aside(self._state_path)
             return None
 

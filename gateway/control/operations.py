@@ -14,11 +14,12 @@ import msgspec
 from gateway.control.deliver import Deliverer
 from gateway.control.store import Author, Conflict, Signal, Store, StoreError, StoreUnavailable
 from gateway.control.versions import Versions
+from gateway.control.weights_errors import WeightsRefused
 from gateway.routing import change
 from gateway.routing.change import ChangeRefused
 from gateway.routing.manifest import Manifest
 from gateway.routing.plan import Plan, make_plan
-from gateway.routing.state import EMPTY, Deny, DenyKey, InForce, Revision, State, StateError
+from gateway.routing.state import EMPTY, Deny, DenyKey, InForce, Pin, Revision, State, StateError
 
 log = logging.getLogger(__name__)
 
@@ -61,15 +62,20 @@ class Operations:
         held = await self._current()
         _expect(held, expect)
         pins = await self._versions.look_up_all(manifest)
-        fetched = [self._versions.fetch(pin, manifest.registries) for pin in pins.values()]
-        complete = await asyncio.gather(*fetched)
+        fetched = [self._fetch(reference, pin, manifest) for reference, pin in pins.items()]
         # Only now are all digests known, and with them what is denied.
-        resolved = {reference: pin for reference, (pin, _) in zip(pins, complete, strict=True)}
+        resolved = dict(zip(pins, await asyncio.gather(*fetched), strict=True))
         plan = make_plan(manifest, resolved, held)
         if not plan.changes and plan.state.manifest_sha256 == held.state.manifest_sha256:
             return plan, Outcome(revision=held.label, changed=False, message="nothing changes")
         await self._deliverer.prepare(plan.state, held.denies)
         return plan, await self._put(held, plan.state, author)
+
+    async def _fetch(self, reference: str, pin: Pin, manifest: Manifest) -> Pin:
+        try:
+            return (await self._versions.fetch(pin, manifest.registries))[0]
+        except WeightsRefused as error:
+            raise WeightsRefused(f"{reference} (version {pin.version}): {error}") from error
 
     async def weights(
         self, route: str, percents: Mapping[str, float], author: Author, expect: Revision | None = None

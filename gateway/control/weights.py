@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
@@ -26,6 +27,8 @@ from gateway.control.weights_errors import CacheFull, CacheUnusable, WeightsErro
 from registry_client.client import RegistryClient
 from registry_client.errors import IntegrityError
 from registry_client.models import ModelVersion, version_digest
+
+log = logging.getLogger(__name__)
 
 LOCK_RETRY_S = 0.05
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -91,7 +94,8 @@ class WeightsCache:
             if digest not in self._verified:
                 try:
                     return await self.verify(digest)
-                except IntegrityError:
+                except IntegrityError as error:
+                    log.warning("a cached version is damaged and will be fetched again: %s", error)
                     return None
             await self._threads.run(lambda: self._directory.touch(digest))
             return cached

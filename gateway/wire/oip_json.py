@@ -141,7 +141,7 @@ def _decode(header: Buffer, binary: BinaryReader, limits: Limits) -> InferReques
             raise InferenceError(400, f"{len(request.inputs)} inputs are given, the limit is {limits.inputs}")
         inputs = [_input(tensor, binary) for tensor in request.inputs]
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InferenceError(400, f"the request is not valid: {error}") from None
+        raise InferenceError(400, f"the request is not valid: {error}{_hint(header)}") from None
     except RecursionError:
         raise InferenceError(400, "the request is not valid: it is nested too deeply") from None
     binary.finish()
@@ -151,6 +151,12 @@ def _decode(header: Buffer, binary: BinaryReader, limits: Limits) -> InferReques
     if request.outputs:
         decoded.outputs = [_requested(output, decoded.binary_default) for output in request.outputs]
     return decoded
+
+
+def _hint(header: Buffer) -> str:
+    text = bytes(header)
+    literal = next((word for word in (b"NaN", b"Infinity") if word in text), None)
+    return "" if literal is None else f" ({literal.decode()} is no JSON number: send it as binary data)"
 
 
 def _input(tensor: _NumbersInput | _AnyInput, binary: BinaryReader) -> InputTensor:
@@ -168,7 +174,12 @@ def _input(tensor: _NumbersInput | _AnyInput, binary: BinaryReader) -> InputTens
     if size is not None:
         array = binary.read(tensor.name, tensor.datatype, tensor.shape, size)
     elif isinstance(data, memoryview):
-        array = array_from_json(tensor.name, tensor.datatype, tensor.shape, data)
+        try:
+            array = array_from_json(tensor.name, tensor.datatype, tensor.shape, data)
+        except msgspec.MsgspecError as error:
+            raise InferenceError(
+                400, f"the data of input {tensor.name!r} are no {tensor.datatype} tensor: {error}"
+            ) from None
     else:
         assert data is not None
         array = array_from_numbers(tensor.name, tensor.datatype, tensor.shape, data)

@@ -150,7 +150,7 @@ TENSORS = [
 NUMBERS = [
     Bad("NaN", 400, "the request is not valid: JSON is malformed", content=text_of(data="[NaN,0,0,0]")),
     Bad("Infinity", 400, "the request is not valid: JSON is malformed", content=text_of(data="[Infinity,0,0,0]")),
-    Bad("1e999", 400, "the request is not valid: Number out of range", content=text_of(data="[1e999,0,0,0]")),
+    Bad("1e999", 400, "the data of input 'input' are no FP32 tensor: Number out of range", content=text_of(data="[1e999,0,0,0]")),
     Bad("too large for FP32", 400, "element 1 of input 'input', 1e+39, is out of range for FP32",
         content=text_of(data="[0,1e39,0,0]")),
     Bad("2^64 in a UINT64", 400, f"element 0 of input 'input', {2**64}, is out of range for UINT64",
@@ -161,7 +161,7 @@ NUMBERS = [
         content=text_of(datatype='"UINT8"', shape="[1,2]", data="[-1,0]")),
     Bad("1.5 in a UINT8", 400, "element 0 of input 'input', 1.5, is no integer for UINT8", route="small",
         content=text_of(datatype='"UINT8"', shape="[1,2]", data="[1.5,0]")),
-    Bad("strings for numbers", 400, "the request is not valid: Expected `int | float`, got `str`",
+    Bad("strings for numbers", 400, "the data of input 'input' are no FP32 tensor: Expected `int | float`, got `str`",
         document=number(data=["a"] * 4)),
     Bad("dimensions whose product passes 2^64", 400, "takes 4611686018427387904 elements, but its data has 4",
         document=number(shape=[2**31, 2**31])),
