@@ -150,7 +150,8 @@ TENSORS = [
 NUMBERS = [
     Bad("NaN", 400, "the request is not valid: JSON is malformed", content=text_of(data="[NaN,0,0,0]")),
     Bad("Infinity", 400, "the request is not valid: JSON is malformed", content=text_of(data="[Infinity,0,0,0]")),
-    Bad("1e999", 400, "the data of input 'input' are no FP32 tensor: Number out of range", content=text_of(data="[1e999,0,0,0]")),
+    Bad("1e999", 400, "the data of input 'input' are no FP32 tensor: Number out of range",
+        content=text_of(data="[1e999,0,0,0]")),
     Bad("too large for FP32", 400, "element 1 of input 'input', 1e+39, is out of range for FP32",
         content=text_of(data="[0,1e39,0,0]")),
     Bad("2^64 in a UINT64", 400, f"element 0 of input 'input', {2**64}, is out of range for UINT64",
