@@ -225,11 +225,11 @@ def _no_shared_memory(kind: str, name: str) -> InferenceError:
     )
 
 
-def encode_infer(response: InferResponse) -> tuple[bytes | list[Buffer], int | None]:
-    """The body of `response`, and its Inference-Header-Content-Length.
+def encode_infer(response: InferResponse) -> tuple[list[Buffer], int | None]:
+    """The body of `response` in buffers to write one behind the other, and its Inference-Header-Content-Length.
 
-    Without binary outputs: `(body, None)`. With them: the buffers to write one behind the other, and the
-    length of the first, the JSON. Buffers may be views of the outputs' arrays.
+    Without binary outputs there is one buffer, and no such length; with them it is the length of the first,
+    the JSON. Buffers may be views of the outputs' arrays.
     Raises `InferenceError` where JSON cannot carry an output: 400 for FP16, BF16 and BYTES that are not
     UTF-8, 500 for values that are not finite.
     """
@@ -246,7 +246,7 @@ def encode_infer(response: InferResponse) -> tuple[bytes | list[Buffer], int | N
             if not output.binary:
                 reject_not_finite(output.name, output.datatype, output.array)
     if not buffers:
-        return body, None
+        return [body], None
     return [body, *buffers], len(body)
 
 
