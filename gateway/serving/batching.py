@@ -138,6 +138,7 @@ class Batcher:
         """Queues the work; its `done` is called from the event loop. Raises `InferenceError` when full."""
         queue = self._queue
         if len(queue) >= self._room:
+            work.observations.rejected()
             raise self._full()
         work.queued_ns = time.perf_counter_ns()
         queue.append(work)
@@ -218,6 +219,7 @@ class Batcher:
         if self._room > self._max_queue:
             self._room = self._max_queue
         observations = run.works[0].observations
+        observations.limited(self._limit.in_flight)
         observations.ran(run.rows, run.waited_ns, took_ns, int(time.time() * 1000))
         for work, outcome in zip(run.works, outcomes, strict=True):
             try:
