@@ -74,10 +74,12 @@ class ServedArm:
     def enter(self) -> None:
         """From here to `leave`, the answer of one request counts as this arm's."""
         self._in_flight += 1
+        self.observations.in_flight(self._in_flight)
         self.loaded.lease()
 
     def leave(self) -> None:
         self._in_flight -= 1
+        self.observations.in_flight(self._in_flight)
         self.loaded.release()
         if self._in_flight == 0:
             for callback in self._idle:
