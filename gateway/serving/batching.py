@@ -40,7 +40,6 @@ class Work:
         self,
         inputs: dict[str, Array],
         outputs: tuple[str, ...],
-        *,
         batchable: bool,
         deadline_ns: int,
         observations: VersionObservations,
