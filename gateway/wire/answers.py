@@ -1,6 +1,6 @@
 """From a request's bytes to the data plane and from its answer to bytes, for every way that HTTP takes here.
 
-What may take milliseconds goes to a thread: `is_large_request` and `is_quick_answer` tell.
+What may take milliseconds goes to a thread: `is_large_request` and `encode_quickly` tell.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import asyncio
 import re
 from collections.abc import Mapping, Sequence
 
-from gateway.serving.inference import Answer
-from gateway.serving.tensors import InferenceError, InferRequest
+from gateway.serving.answer import Answer
+from gateway.serving.tensors import InferenceError, InferRequest, InferResponse
 from gateway.wire.compression import accepted_encoding, compress, decompress
 from gateway.wire.oip_binary import Buffer
-from gateway.wire.oip_json import Limits, decode_infer, encode_error, encode_infer
+from gateway.wire.oip_json import Limits, decode_infer, encode_error, encode_infer, encode_single
 
 HeaderMap = Mapping[bytes, bytes]
 """Lower-case name → value."""
@@ -26,8 +26,9 @@ OFF_LOOP_BYTES = 256 * 1024
 OFF_LOOP_ELEMENTS = 16 * 1024
 """So many numbers take a millisecond to write as JSON."""
 COMPRESSED_FROM_BYTES = 1024
-_JSON_NUMBER_BYTES = 4
-"""At least: with the comma behind it. A shorter answer is not worth a thread."""
+SMALL_ELEMENTS = 256
+"""Fewer make an answer that is written in microseconds, and not worth to compress."""
+_NO_ANSWER = InferenceError(500, "the model gave no answer")
 JSON_HEADERS: Headers = [(b"content-type", b"application/json")]
 _BINARY = (b"content-type", b"application/octet-stream")
 _HEADER_LENGTH = b"inference-header-content-length"
@@ -65,50 +66,63 @@ async def decode_large(headers: HeaderMap, body: Buffer, limits: Limits) -> Infe
     return await asyncio.to_thread(decode, headers, body, limits)
 
 
-def encode(answer: Answer) -> Encoded:
-    """A Content-Length and `turnout_headers` are still to come."""
-    error = answer.error
-    if error is None and answer.response is not None:
+def encode_quickly(headers: HeaderMap, answer: Answer) -> Encoded | None:
+    """The answer, where that takes microseconds and nothing comes behind it; else None: see `encode_large`.
+
+    `headers` are the request's.
+    """
+    arrays, served = answer.arrays, answer.served
+    if arrays is None or served is None:
+        return _encode_error(answer.error or _NO_ANSWER)
+    only = served.loaded.checker.only_output
+    if only is not None and arrays[0].size < SMALL_ELEMENTS and answer.is_plain:
         try:
-            encoded, header_length = encode_infer(answer.response)
+            body = encode_single(answer.route_name, served.pin.version, only, arrays[0])
+            return 200, JSON_HEADERS, [body]
         except InferenceError as unencodable:
-            error = unencodable
-        else:
-            if header_length is None:
-                return 200, JSON_HEADERS, encoded
-            return 200, [_BINARY, (_HEADER_LENGTH, b"%d" % header_length)], encoded
-    assert error is not None
-    headers = JSON_HEADERS
-    if error.retry_after_s is not None:
-        headers = [(b"retry-after", b"%d" % error.retry_after_s), *headers]
-    return error.status, headers, [encode_error(str(error))]
-
-
-def is_quick_answer(headers: HeaderMap, answer: Answer) -> bool:
-    """Whether `encode` takes microseconds, and nothing comes behind it."""
-    if answer.response is None:
-        return True
-    for output in answer.response.outputs:
+            return _encode_error(unencodable)
+    response = answer.response
+    assert response is not None
+    for output in response.outputs:
         count = output.array.size
         if count >= OFF_LOOP_ELEMENTS and (not output.binary or output.datatype == "BYTES"):
-            return False
-        if count * _JSON_NUMBER_BYTES >= COMPRESSED_FROM_BYTES and b"accept-encoding" in headers:
-            return False
-    return True
+            return None
+        if output.array.nbytes >= SMALL_ELEMENTS and b"accept-encoding" in headers:
+            return None
+    return _encode(response)
 
 
 async def encode_large(headers: HeaderMap, answer: Answer) -> Encoded:
-    """`encode` in a thread, and compressed where the request's headers accept it."""
-    return await asyncio.to_thread(_encode_large, headers, answer)
+    """The answer, made in a thread, and compressed where the request's headers accept it."""
+    response = answer.response
+    assert response is not None
+    return await asyncio.to_thread(_encode_large, headers, response)
 
 
-def _encode_large(headers: HeaderMap, answer: Answer) -> Encoded:
-    status, out, body = encode(answer)
+def _encode_large(headers: HeaderMap, response: InferResponse) -> Encoded:
+    status, out, body = _encode(response)
     encoding = accepted_encoding(headers.get(b"accept-encoding", b"").decode("latin-1"))
     if not encoding or size(body) < COMPRESSED_FROM_BYTES:
         return status, out, body
     squeezed = compress(b"".join(body), encoding)
     return status, [*out, (b"content-encoding", encoding.encode()), (b"vary", b"accept-encoding")], [squeezed]
+
+
+def _encode(response: InferResponse) -> Encoded:
+    try:
+        encoded, header_length = encode_infer(response)
+    except InferenceError as unencodable:
+        return _encode_error(unencodable)
+    if header_length is None:
+        return 200, JSON_HEADERS, encoded
+    return 200, [_BINARY, (_HEADER_LENGTH, b"%d" % header_length)], encoded
+
+
+def _encode_error(error: InferenceError) -> Encoded:
+    headers = JSON_HEADERS
+    if error.retry_after_s is not None:
+        headers = [(b"retry-after", b"%d" % error.retry_after_s), *headers]
+    return error.status, headers, [encode_error(str(error))]
 
 
 def turnout_headers(answer: Answer) -> Headers:

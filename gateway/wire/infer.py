@@ -7,7 +7,8 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
-from gateway.serving.inference import Answer, Inference
+from gateway.serving.answer import Answer
+from gateway.serving.inference import Inference
 from gateway.serving.tensors import InferenceError, InferRequest
 from gateway.wire import answers
 from gateway.wire.answers import HeaderMap, Headers
@@ -55,10 +56,8 @@ class InferEndpoint:
         code = 499
         try:
             await _wait(arrived, receive)
-            if answers.is_quick_answer(headers, answer):
-                status, out, body = answers.encode(answer)
-            else:
-                status, out, body = await answers.encode_large(headers, answer)
+            encoded = answers.encode_quickly(headers, answer)
+            status, out, body = encoded or await answers.encode_large(headers, answer)
             await _send(send, status, [*answers.turnout_headers(answer), *out], body)
             code = status
         except ClientGone:

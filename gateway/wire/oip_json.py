@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from gateway.serving.engine import Array, TensorSpec
 from gateway.serving.tensors import (
     InferenceError,
     InferRequest,
@@ -247,32 +248,33 @@ def encode_infer(response: InferResponse) -> tuple[list[Buffer], int | None]:
     Raises `InferenceError` where JSON cannot carry an output: 400 for FP16, BF16 and BYTES that are not
     UTF-8, 500 for values that are not finite.
     """
-    outputs = response.outputs
-    if len(outputs) == 1 and not outputs[0].binary and not response.id:
-        return [_encode_one(response, outputs[0])], None
     buffers: list[Buffer] = []
     document: dict[str, Any] = {"model_name": response.route, "model_version": response.version}
     if response.id:
         document["id"] = response.id
-    document["outputs"] = [_output(output, buffers) for output in outputs]
+    document["outputs"] = [_output(output, buffers) for output in response.outputs]
     body = _encode(document)
     # msgspec writes null for what is not finite, and no other null is in this document but in strings: to
     # look for the word is far cheaper than to test every number.
     if b"null" in body:
-        _reject_not_finite(outputs)
+        for output in response.outputs:
+            if not output.binary:
+                reject_not_finite(output.name, output.datatype, output.array)
     if not buffers:
         return [body], None
     return [body, *buffers], len(body)
 
 
-def _encode_one(response: InferResponse, output: OutputTensor) -> bytes:
-    """The most common answer: of its document only the data differ from one to the next."""
-    array = output.array
-    before = _before_data(response.route, response.version, output.name, output.datatype, array.shape)
-    data = _encode(json_values(output.name, output.datatype, array))
+def encode_single(route: str, version: str, spec: TensorSpec, array: Array) -> bytes:
+    """What `encode_infer` makes of a response with one output in JSON and without an id: the most common one.
+
+    Only its data differ from one to the next, so the rest is kept. Raises `InferenceError` as there.
+    """
+    datatype = spec.datatype
+    data = _encode(json_values(spec.name, datatype, array))
     if b"null" in data:
-        _reject_not_finite([output])
-    return b"%s%s}]}" % (before, data)
+        reject_not_finite(spec.name, datatype, array)
+    return b"%s%s}]}" % (_before_data(route, version, spec.name, datatype, array.shape), data)
 
 
 @lru_cache(1024)
@@ -281,12 +283,6 @@ def _before_data(route: str, version: str, name: str, datatype: str, shape: tupl
     output = {"name": name, "datatype": datatype, "shape": shape, "data": 0}
     document = {"model_name": route, "model_version": version, "outputs": [output]}
     return _encode(document).removesuffix(b"0}]}")
-
-
-def _reject_not_finite(outputs: list[OutputTensor]) -> None:
-    for output in outputs:
-        if not output.binary:
-            reject_not_finite(output.name, output.datatype, output.array)
 
 
 def _output(output: OutputTensor, buffers: list[Buffer]) -> dict[str, Any]:

@@ -59,7 +59,9 @@ class Target:
         parts = []
         for status, latencies in sorted(self.latencies_ms.items()):
             latencies.sort()
-            p50, p99, most = (latencies[min(int(len(latencies) * q), len(latencies) - 1)] for q in (0.5, 0.99, 1))
+            p50, p99, most = (
+                latencies[min(int(len(latencies) * q), len(latencies) - 1)] for q in (0.5, 0.99, 1)
+            )
             rate = len(latencies) / seconds
             parts.append(f"{status}: {rate:.0f}/s, p50 {p50:.1f} p99 {p99:.1f} max {most:.1f} ms")
         return "; ".join(parts) or "nothing"
