@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any
@@ -18,10 +19,12 @@ from gateway.serving.tensors import (
     RequestedOutput,
 )
 from gateway.wire.oip_arrays import (
+    PLAIN,
     Numbers,
     array_from_json,
     array_from_numbers,
     json_values,
+    quick_array,
     reject_not_finite,
 )
 from gateway.wire.oip_binary import BinaryReader, Buffer, encode_tensor, raw_request
@@ -40,6 +43,15 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+_SHORT_BYTES = 64 * 1024
+_ANY_REFUSAL = (
+    msgspec.MsgspecError,
+    UnicodeDecodeError,
+    RecursionError,
+    ValueError,
+    OverflowError,
+    struct.error,
+)
 
 _Dimension = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 _Shape = Annotated[list[_Dimension], msgspec.Meta(max_length=32)]
@@ -118,6 +130,10 @@ def decode_infer(body: Buffer, header_length: int | None, limits: Limits = DEFAU
     total = len(body)
     if total > limits.body_bytes:
         raise InferenceError(413, f"the body has {total} bytes, the limit is {limits.body_bytes}")
+    if header_length is None and total < _SHORT_BYTES and limits.inputs:
+        request = _decode_short(body)
+        if request is not None:
+            return request
     header, binary = body, None
     if header_length is not None:
         if header_length == 0:
@@ -133,6 +149,24 @@ def decode_infer(body: Buffer, header_length: int | None, limits: Limits = DEFAU
     return _decode(header, binary, limits)
 
 
+def _decode_short(body: Buffer) -> InferRequest | None:
+    """What most requests are, without the layers below: one flat input of numbers, and nothing else.
+
+    None for everything else, and for all that is wrong: it is decoded again by those who can tell why.
+    """
+    try:
+        request = _decode_numbers(body)
+        (tensor,) = request.inputs
+        array = quick_array(tensor.datatype, tensor.shape, tensor.data)
+    except _ANY_REFUSAL:
+        return None
+    if array is None or tensor.parameters is not None or request.parameters or request.outputs:
+        return None
+    return InferRequest(
+        inputs=[InputTensor(name=tensor.name, datatype=tensor.datatype, array=array)], id=request.id or ""
+    )
+
+
 def _decode(header: Buffer, binary: BinaryReader | None, limits: Limits) -> InferRequest:
     try:
         try:
@@ -141,17 +175,7 @@ def _decode(header: Buffer, binary: BinaryReader | None, limits: Limits) -> Infe
             request = _decode_any(header)
         if len(request.inputs) > limits.inputs:
             raise InferenceError(400, f"{len(request.inputs)} inputs are given, the limit is {limits.inputs}")
-        inputs = [
-            # Inlined, because it is what most requests are: numbers, and no parameters.
-            InputTensor(
-                name=tensor.name,
-                datatype=tensor.datatype,
-                array=array_from_numbers(tensor.name, tensor.datatype, tensor.shape, tensor.data),
-            )
-            if tensor.parameters is None and type(tensor.data) is list
-            else _input(tensor, binary)
-            for tensor in request.inputs
-        ]
+        inputs = [_input(tensor, binary) for tensor in request.inputs]
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InferenceError(400, f"the request is not valid: {error}{_hint(header)}") from None
     except RecursionError:
@@ -271,9 +295,12 @@ def encode_single(route: str, version: str, spec: TensorSpec, array: Array) -> b
     Only its data differ from one to the next, so the rest is kept. Raises `InferenceError` as there.
     """
     datatype = spec.datatype
-    data = _encode(json_values(spec.name, datatype, array))
-    if b"null" in data:
-        reject_not_finite(spec.name, datatype, array)
+    if datatype in PLAIN:
+        data = _encode(array.reshape(-1).tolist())
+        if b"null" in data:
+            reject_not_finite(spec.name, datatype, array)
+    else:
+        data = _encode(json_values(spec.name, datatype, array))
     return b"%s%s}]}" % (_before_data(route, version, spec.name, datatype, array.shape), data)
 
 

@@ -36,6 +36,7 @@ class PlainHeads:
     def __init__(self) -> None:
         self._targets: dict[bytes, Target] = {}
         self._fields: dict[bytes, tuple[bytes, bytes]] = {}
+        self._known = self._fields.__getitem__
 
     def read(self, head: bytes) -> tuple[Target, Fields, int] | None:
         """Target, headers and Content-Length of a head without its empty line; None where it is not plain."""
@@ -44,13 +45,13 @@ class PlainHeads:
         target = self._targets.get(first) or self._read_target(first)
         if target is None:
             return None
-        known = self._fields
-        fields: Fields = {}
-        for line in lines:
-            field = known.get(line) or self._read_field(line)
-            if field is None:
+        try:
+            fields = dict(map(self._known, lines))
+        except KeyError:
+            read = [self._fields.get(line) or self._read_field(line) for line in lines]
+            if None in read:
                 return None
-            fields[field[0]] = field[1]
+            fields = dict(read)  # type: ignore[arg-type]
         # Each once: the parser knows what to do with two of a kind.
         if len(fields) != len(lines) or b"host" not in fields or b"content-length" not in fields:
             return None
