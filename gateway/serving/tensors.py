@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.serving.engine import Array
+from gateway.serving.engine import Array, Signature
 
 
 class InferenceError(Exception):
@@ -29,6 +30,11 @@ class InputTensor:
     array: Array
 
 
+Untyped = Callable[[Signature], list[InputTensor]]
+"""Makes the inputs of a request that names neither datatypes nor shapes, for the signature of the version that
+was picked. An input that the signature does not have is left to `Checker`. Raises `InferenceError` (400)."""
+
+
 @dataclass(slots=True, kw_only=True)
 class RequestedOutput:
     name: str
@@ -42,6 +48,8 @@ class InferRequest:
     """One prediction to make, decoded and not yet checked against a model's signature."""
 
     inputs: list[InputTensor]
+    untyped: Untyped | None = None
+    """In place of `inputs`, where only the version that is picked can tell what the request's values are."""
     outputs: list[RequestedOutput] = field(default_factory=list)
     """Empty: all of the model's outputs."""
     id: str = ""

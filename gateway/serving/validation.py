@@ -46,7 +46,7 @@ class Checker:
         Outputs come in the order of the request, or are all of the model's where it names none.
         Raises `InferenceError` (400) with the texts that clients of other servers know.
         """
-        inputs = request.inputs
+        inputs = request.inputs if request.untyped is None else request.untyped(self.signature)
         if len(inputs) != self._count:
             raise self._wrong_count(model_name, inputs)
         if self._count and inputs[0].datatype == RAW:

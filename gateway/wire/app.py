@@ -20,6 +20,8 @@ from gateway.serving.tensors import InferenceError
 from gateway.wire import oip_documents as documents
 from gateway.wire.infer import InferEndpoint
 from gateway.wire.models import Ask, Models, json_response
+from gateway.wire.neighbours.mlflow import Invocations, InvocationsCodec
+from gateway.wire.neighbours.tensorflow_serving import PredictCodec, tensorflow_routes
 from gateway.wire.oip_json import Limits, encode_error
 
 _INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
@@ -76,12 +78,15 @@ def data_plane(
 ) -> DataPlane:
     """The application over the data plane of one worker."""
     readiness = Readiness(live)
-    return DataPlane(
-        InferEndpoint(inference, limits), _rest(Models(live, explicit, ask), readiness), readiness
-    )
+    models = Models(live, explicit, ask)
+    neighbours = [
+        *tensorflow_routes(InferEndpoint(inference, limits, PredictCodec()), models),
+        Route("/invocations", Invocations(InferEndpoint(inference, limits, InvocationsCodec()), live)),
+    ]
+    return DataPlane(InferEndpoint(inference, limits), _rest(models, readiness, neighbours), readiness)
 
 
-def _rest(models: Models, readiness: Readiness) -> Starlette:
+def _rest(models: Models, readiness: Readiness, neighbours: list[Route]) -> Starlette:
     async def server(_: Request) -> Response:
         return json_response(documents.server_metadata(SERVER_VERSION))
 
@@ -90,6 +95,12 @@ def _rest(models: Models, readiness: Readiness) -> Starlette:
 
     async def ready(_: Request) -> Response:
         return json_response({"ready": readiness.ready}, 200 if readiness.ready else 503)
+
+    async def ping(_: Request) -> Response:
+        return Response("\n", 200 if readiness.ready else 503, media_type="application/json")
+
+    async def version(_: Request) -> Response:
+        return Response(SERVER_VERSION, media_type="text/plain")
 
     model = "/v2/models/{model}"
     routes = [
@@ -101,6 +112,10 @@ def _rest(models: Models, readiness: Readiness) -> Starlette:
         Route("/v2/repository/index", models.index, methods=["POST"]),
         Route("/v2/repository/models/{model}/load", models.load, methods=["POST"]),
         Route("/v2/repository/models/{model}/unload", models.unload, methods=["POST"]),
+        Route("/ping", ping),
+        Route("/health", ping),
+        Route("/version", version),
+        *neighbours,
     ]
     for at in (model, model + "/versions/{version}"):
         routes += [

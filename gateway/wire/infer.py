@@ -5,24 +5,27 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from gateway.serving.inference import Answer, Inference
-from gateway.serving.tensors import InferenceError, InferRequest
+from gateway.serving.inference import OVERRIDE_HEADER, Answer, Inference
+from gateway.serving.tensors import InferenceError, InferRequest, InferResponse
 from gateway.wire.compression import accepted_encoding, compress, decompress
+from gateway.wire.oip_binary import Buffer
 from gateway.wire.oip_json import Limits, decode_infer, encode_error, encode_infer
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+Encode = Callable[[InferResponse], tuple[Headers, Sequence[Any]]]
+"""An answer's own headers, and the buffers of its body. Raises `InferenceError` where it cannot be written."""
 
 OFF_LOOP_BYTES = 256 * 1024
 """Bodies of this size take milliseconds to decode: longer than a thread costs, and other requests wait."""
 COMPRESSED_FROM_BYTES = 1024
 WATCHED_AFTER_S = 0.05
 """From then on a request looks whether its client is still there: most are answered long before."""
-_JSON = b"application/json"
+JSON = b"application/json"
 _BINARY = b"application/octet-stream"
 
 
@@ -30,36 +33,92 @@ class ClientGone(Exception):
     """The client closed its connection before it had its answer."""
 
 
+class Codec(Protocol):
+    """One protocol's form of a request and of its answer."""
+
+    def decode(self, body: Buffer, headers: dict[bytes, bytes]) -> tuple[InferRequest, Encode]:
+        """The request, and how its answer is written. May be called in a thread. Raises `InferenceError`."""
+
+    def encode_error(self, error: InferenceError) -> bytes:
+        """A JSON body."""
+
+
+class OpenInference:
+    """The Open Inference Protocol v2."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+
+    def decode(self, body: Buffer, headers: dict[bytes, bytes]) -> tuple[InferRequest, Encode]:
+        return decode_infer(body, _header_length(headers), self._limits), self._encode
+
+    def encode_error(self, error: InferenceError) -> bytes:
+        return encode_error(str(error))
+
+    @staticmethod
+    def _encode(response: InferResponse) -> tuple[Headers, Sequence[Any]]:
+        encoded, header_length = encode_infer(response)
+        if header_length is None:
+            return [(b"content-type", JSON)], [encoded]
+        length = (b"inference-header-content-length", b"%d" % header_length)
+        return [(b"content-type", _BINARY), length], encoded
+
+
 class InferEndpoint:
     """Answers one infer request as `await endpoint(scope, receive, send, route, version)`."""
 
-    def __init__(self, inference: Inference, limits: Limits) -> None:
+    def __init__(self, inference: Inference, limits: Limits, codec: Codec | None = None) -> None:
         self._inference = inference
         self._limits = limits
+        self._codec: Codec = OpenInference(limits) if codec is None else codec
 
     async def __call__(
-        self, scope: Scope, receive: Receive, send: Send, route: str, version: str | None
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        route: str,
+        version: str | None,
+        variant: str | None = None,
     ) -> None:
+        """A `variant` is one that the request chooses by its path, as others do by their header."""
         started_ns = time.perf_counter_ns()
         headers = dict(scope["headers"])
-        arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def done(_: Answer) -> None:
-            if not arrived.done():
-                arrived.set_result(None)
-
+        if variant is not None:
+            headers[OVERRIDE_HEADER] = variant.encode()
+        arrived, done = _arrival()
+        encode: Encode | None = None
         try:
-            request = await self._decode(headers, receive)
+            request, encode = await self._decode(headers, receive)
         except InferenceError as error:
             answer = self._inference.refuse(route, error, done, started_ns)
         except ClientGone:
             return
         else:
             answer = self._inference.start(route, version, request, headers.get, done, started_ns)
+        await self._answer(answer, encode, arrived, headers, receive, send)
+
+    async def refuse(
+        self, scope: Scope, receive: Receive, send: Send, route: str, error: InferenceError
+    ) -> None:
+        """Counts and answers a request that is not worth decoding."""
+        arrived, done = _arrival()
+        answer = self._inference.refuse(route, error, done, time.perf_counter_ns())
+        await self._answer(answer, None, arrived, dict(scope["headers"]), receive, send)
+
+    async def _answer(
+        self,
+        answer: Answer,
+        encode: Encode | None,
+        arrived: asyncio.Future[None],
+        headers: dict[bytes, bytes],
+        receive: Receive,
+        send: Send,
+    ) -> None:
         code = 499
         try:
             await _wait(arrived, receive)
-            status, out, body = self._encode(answer, headers)
+            status, out, body = self._encode(answer, encode)
             accepted = headers.get(b"accept-encoding")
             if accepted is not None and _size(body) >= COMPRESSED_FROM_BYTES:
                 out, body = await _compressed(out, body, accepted_encoding(accepted.decode("latin-1")))
@@ -71,22 +130,21 @@ class InferEndpoint:
             answer.cancel()
             answer.finish(code)
 
-    async def _decode(self, headers: dict[bytes, bytes], receive: Receive) -> InferRequest:
+    async def _decode(self, headers: dict[bytes, bytes], receive: Receive) -> tuple[InferRequest, Encode]:
         body = await _read_body(headers, receive, self._limits.body_bytes)
         encoding = headers.get(b"content-encoding", b"")
-        header_length = _header_length(headers)
         if not encoding and len(body) < OFF_LOOP_BYTES:
-            return decode_infer(body, header_length, self._limits)
-        return await asyncio.to_thread(self._decode_large, body, encoding.decode("latin-1"), header_length)
+            return self._codec.decode(body, headers)
+        return await asyncio.to_thread(self._decode_large, body, encoding.decode("latin-1"), headers)
 
-    def _decode_large(self, body: bytes, encoding: str, header_length: int | None) -> InferRequest:
+    def _decode_large(
+        self, body: Buffer, encoding: str, headers: dict[bytes, bytes]
+    ) -> tuple[InferRequest, Encode]:
         if encoding:
-            return decode_infer(
-                decompress(body, encoding, self._limits.body_bytes), header_length, self._limits
-            )
-        return decode_infer(body, header_length, self._limits)
+            body = decompress(body, encoding, self._limits.body_bytes)
+        return self._codec.decode(body, headers)
 
-    def _encode(self, answer: Answer, headers: dict[bytes, bytes]) -> tuple[int, Headers, Sequence[Any]]:
+    def _encode(self, answer: Answer, encode: Encode | None) -> tuple[int, Headers, Sequence[Any]]:
         out: Headers = [(b"turnout-revision", answer.revision.encode())]
         served = answer.served
         if served is not None:
@@ -97,22 +155,28 @@ class InferEndpoint:
             )
         error = answer.error
         if error is None and answer.response is not None:
+            assert encode is not None
             try:
-                encoded, header_length = encode_infer(answer.response)
+                own, body = encode(answer.response)
             except InferenceError as unencodable:
                 error = unencodable
             else:
-                if header_length is None:
-                    return 200, [*out, (b"content-type", _JSON)], [encoded]
-                out += (
-                    (b"content-type", _BINARY),
-                    (b"inference-header-content-length", b"%d" % header_length),
-                )
-                return 200, out, encoded
+                return 200, [*out, *own], body
         assert error is not None
         if error.retry_after_s is not None:
             out.append((b"retry-after", b"%d" % error.retry_after_s))
-        return error.status, [*out, (b"content-type", _JSON)], [encode_error(str(error))]
+        return error.status, [*out, (b"content-type", JSON)], [self._codec.encode_error(error)]
+
+
+def _arrival() -> tuple[asyncio.Future[None], Callable[[Answer], None]]:
+    """A future, and the call-back that ends it."""
+    arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def done(_: Answer) -> None:
+        if not arrived.done():
+            arrived.set_result(None)
+
+    return arrived, done
 
 
 async def _wait(arrived: asyncio.Future[None], receive: Receive) -> None:
