@@ -89,7 +89,7 @@ class InferEndpoint:
         arrived, done = _arrival()
         encode: Encode | None = None
         try:
-            request, encode = await self._decode(headers, receive)
+            request, encode = await self._decode(route, headers, receive)
         except InferenceError as error:
             answer = self._inference.refuse(route, error, done, started_ns)
         except ClientGone:
@@ -130,19 +130,23 @@ class InferEndpoint:
             answer.cancel()
             answer.finish(code)
 
-    async def _decode(self, headers: dict[bytes, bytes], receive: Receive) -> tuple[InferRequest, Encode]:
+    async def _decode(
+        self, route: str, headers: dict[bytes, bytes], receive: Receive
+    ) -> tuple[InferRequest, Encode]:
         body = await _read_body(headers, receive, self._limits.body_bytes)
         encoding = headers.get(b"content-encoding", b"")
         if not encoding and len(body) < OFF_LOOP_BYTES:
             return self._codec.decode(body, headers)
-        return await asyncio.to_thread(self._decode_large, body, encoding.decode("latin-1"), headers)
+        return await asyncio.to_thread(self._decode_large, route, body, encoding.decode("latin-1"), headers)
 
     def _decode_large(
-        self, body: Buffer, encoding: str, headers: dict[bytes, bytes]
+        self, route: str, body: Buffer, encoding: str, headers: dict[bytes, bytes]
     ) -> tuple[InferRequest, Encode]:
         if encoding:
             body = decompress(body, encoding, self._limits.body_bytes)
-        return self._codec.decode(body, headers)
+        request, encode = self._codec.decode(body, headers)
+        self._inference.prepare(route, request)
+        return request, encode
 
     def _encode(self, answer: Answer, encode: Encode | None) -> tuple[int, Headers, Sequence[Any]]:
         out: Headers = [(b"turnout-revision", answer.revision.encode())]
