@@ -63,8 +63,13 @@ def rows(client: ScoringServerClient) -> object:
 
 
 @behaviour
-def instances_and_params(client: ScoringServerClient) -> object:
-    return dict(client.invoke({"instances": ROWS.tolist()}, params={"temperature": 0.5}))
+def params(client: ScoringServerClient) -> object:
+    return dict(client.invoke(ROWS, params={"temperature": 0.5, "stop": ["a", "b"]}))
+
+
+@behaviour
+def instances(client: ScoringServerClient) -> object:
+    return dict(client.invoke(json.dumps({"instances": [{"input": row} for row in ROWS.tolist()]})))
 
 
 @behaviour
@@ -74,7 +79,7 @@ def wrong_width(client: ScoringServerClient) -> object:
 
 @behaviour
 def missing_values(client: ScoringServerClient) -> object:
-    return dict(client.invoke(pd.DataFrame([[1.0, None]])))
+    return dict(client.invoke(pd.DataFrame([[1.0, np.nan]])))
 
 
 def run(client: ScoringServerClient, function: Behaviour) -> object:

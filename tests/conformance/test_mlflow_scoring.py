@@ -57,7 +57,7 @@ def test_the_client_reads_a_frame(mlflow: dict[str, Any]) -> None:
     assert mlflow["frame"]["frame"] == {"total": [3.0, 7.5], "same": OUTPUTS["same"]}
 
 
-@pytest.mark.parametrize("behaviour", ["rows", "instances_and_params"])
+@pytest.mark.parametrize("behaviour", ["rows", "params", "instances"])
 def test_tensors_are_answered_by_outputs(mlflow: dict[str, Any], behaviour: str) -> None:
     assert mlflow[behaviour] == {"predictions": OUTPUTS}
 

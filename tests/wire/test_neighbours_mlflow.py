@@ -166,8 +166,8 @@ CSV = {"content-type": "text/csv"}
 UNKNOWN = "Request for unknown model: 'nobody' is not found"
 BAD = [
     Bad("unknown route", 404, UNKNOWN, {"inputs": [ROW]}, route="nobody", code="RESOURCE_DOES_NOT_EXIST"),
-    Bad("no route is named", 400, "there are 32 routes: name one in the header turnout-route (bool-1, bool-2", {"inputs": [ROW]},
-        route=None),
+    Bad("no route is named", 400, "there are 31 routes: name one in the header turnout-route (bool-1, bool-2",
+        {"inputs": [ROW]}, route=None),
     Bad("no name of a route", 400, "turnout-route '../x' is no name", {"inputs": [ROW]}, route="../x"),
     Bad("overrides not allowed", 403, "set overrides: true", {"inputs": [ROW]}, route="strict",
         headers={"turnout-variant": "canary"}, code="PERMISSION_DENIED"),
