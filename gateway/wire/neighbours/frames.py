@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from gateway.serving.engine import Signature, TensorSpec
@@ -38,27 +39,17 @@ def from_table(names: list[str] | None, rows: list[list[Any]]) -> Untyped:
         if len(specs) == 1 and shown != list(specs):
             return named_inputs(dict.fromkeys(specs, rows), signature)
         if len(set(shown)) != width:
-            repeated = next(name for name in shown if shown.count(name) > 1)
-            raise InferenceError(400, f"column {repeated!r} is given more than once")
+            ((repeated, _),) = Counter(shown).most_common(1)
+            raise InferenceError(400, f"column {repeated[:140]!r} is given more than once")
         columns = zip(*rows, strict=True) if rows else iter([()] * width)
-        by_name = {
-            name: _column(specs.get(name), values) for name, values in zip(shown, columns, strict=True)
-        }
-        return named_inputs(by_name, signature)
+        by_name = zip(shown, columns, strict=True)
+        return named_inputs({name: _column(specs.get(name), cells) for name, cells in by_name}, signature)
 
     return inputs
 
 
-def _column(spec: TensorSpec | None, values: tuple[Any, ...]) -> list[Any]:
-    if (
-        spec is not None
-        and len(spec.shape) == 2
-        and spec.shape[1] == 1
-        and not isinstance(_first(values), list)
-    ):
-        return [[value] for value in values]
-    return list(values)
-
-
-def _first(values: tuple[Any, ...]) -> Any:
-    return values[0] if values else None
+def _column(spec: TensorSpec | None, cells: tuple[Any, ...]) -> list[Any]:
+    single = not cells or type(cells[0]) is not list
+    if spec is not None and len(spec.shape) == 2 and spec.shape[1] == 1 and single:
+        return [[cell] for cell in cells]
+    return list(cells)

@@ -153,7 +153,7 @@ class ModelPages:
         """`:classify`, `:regress` and `:explain`: what TensorFlow Serving says of a model that has no signature
         for them is a 400, too."""
         route = self._route(request)
-        verb = request.url.path.rpartition(":")[2]
+        verb = request.scope["path"].rpartition(":")[2]
         raise InferenceError(
             400, f"'{route.entry.name}' has no signature for :{verb}: its only one is for :predict"
         )

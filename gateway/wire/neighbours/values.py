@@ -23,7 +23,7 @@ from gateway.wire.oip_arrays import (
     shaped,
 )
 from gateway.wire.oip_binary import Buffer
-from gateway.wire.oip_json import why_no_number
+from gateway.wire.oip_json import INPUTS, why_no_number
 
 RANK = 32
 """Dimensions that a tensor may have, as on `/v2`."""
@@ -78,7 +78,12 @@ def from_columns(values: Any) -> Untyped:
 
 
 def named_inputs(values: Mapping[str, Any], signature: Signature) -> list[InputTensor]:
-    """What the signature does not have comes without a value, for `Checker` to refuse by its name."""
+    """What the signature does not have comes without a value, for `Checker` to refuse by its name.
+
+    Raises `InferenceError` (400).
+    """
+    if len(values) > INPUTS:
+        raise InferenceError(400, f"{len(values)} inputs are given, the limit is {INPUTS}")
     specs = {spec.name: spec for spec in signature.inputs}
     return [
         InputTensor(name=name, datatype=specs[name].datatype, array=_array(specs[name], value))
