@@ -7,6 +7,8 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
 
 from gateway.routing.table import Arm
 from gateway.serving.answer import Answer
@@ -74,6 +76,20 @@ class Inference:
         except InferenceError as error:
             answer.fail(error)
         return answer
+
+    def prepare(self, route_name: str, request: InferRequest) -> None:
+        """Makes the tensors of a large untyped request ahead of `start`, in a thread: the loop only takes them.
+
+        They are for the signature of the route's fallback, which its other variants nearly always share. What
+        is wrong with them is for `start` to say.
+        """
+        route = self._live.snapshot.routes.get(route_name)
+        fallback = route.entry.fallback if route is not None else None
+        served = route.served(fallback) if route is not None and fallback is not None else None
+        if request.untyped is not None and served is not None:
+            request.untyped = lru_cache(maxsize=1)(request.untyped)
+            with suppress(InferenceError):
+                request.untyped(served.loaded.engine.signature)
 
     def refuse(
         self,

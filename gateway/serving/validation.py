@@ -59,6 +59,8 @@ class Checker:
             if tensor.name == name and tensor.datatype == datatype and array.shape[1:] == row and array.ndim:
                 outputs = self._check_outputs(model_name, request) if request.outputs else self.output_names
                 return {name: array}, outputs
+        if request.untyped is not None:
+            inputs = request.untyped(self.signature)
         if len(inputs) != self._count:
             raise self._wrong_count(model_name, inputs)
         if self._count and inputs[0].datatype == RAW:

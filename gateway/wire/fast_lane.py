@@ -17,9 +17,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from gateway.serving.answer import Answer
 from gateway.serving.inference import Inference
 from gateway.serving.live import ServedArm
-from gateway.serving.tensors import InferenceError, InferRequest
+from gateway.serving.tensors import InferenceError, InferRequest, InferResponse
 from gateway.wire import answers
-from gateway.wire.answers import Headers
+from gateway.wire.codec import JSON_HEADERS, Headers, OpenInference, encode_open
 from gateway.wire.http_protocol import HttpProtocol, Phase
 from gateway.wire.oip_binary import Buffer
 from gateway.wire.oip_json import Limits
@@ -37,6 +37,7 @@ class Lane:
     def __init__(self, inference: Inference, limits: Limits) -> None:
         self.inference = inference
         self.limits = limits
+        self.codec = OpenInference(limits)
         self.draining = False
         self.plain = PlainHeads()
         self._heads: dict[ServedArm, bytes] = {}
@@ -213,7 +214,7 @@ class FastLane(HttpProtocol):
             if answers.is_large_request(self._fields, body):
                 self._in_task(self._decode_large(body))
                 return
-            request = answers.decode(self._fields, body, self._lane.limits)
+            request, _ = self._lane.codec.decode(body, self._fields)
         except InferenceError as error:
             self._refusal = None
             self._refuse_request(error)
@@ -222,7 +223,10 @@ class FastLane(HttpProtocol):
 
     async def _decode_large(self, body: bytes) -> None:
         try:
-            request = await answers.decode_large(self._fields, body, self._lane.limits)
+            lane = self._lane
+            request, _ = await asyncio.to_thread(
+                answers.decode, lane.codec, self._fields, body, lane.limits.body_bytes
+            )
         except InferenceError as error:
             if self._target is not None:
                 self._refuse_request(error)
@@ -245,14 +249,29 @@ class FastLane(HttpProtocol):
 
     def _answered(self, answer: Answer) -> None:
         self._answer = answer
-        encoded = answers.encode_quickly(self._fields, answer)
-        if encoded is not None:
-            self._write(answer, *encoded)
+        codec = self._lane.codec
+        if answer.error is not None:
+            self._write(answer, *answers.encode_error(codec, answer.error))
+            return
+        try:
+            body = answers.encode_single_output(answer)
+        except InferenceError as unencodable:
+            self._write(answer, *answers.encode_error(codec, unencodable))
+            return
+        if body is not None:
+            self._write(answer, 200, JSON_HEADERS, [body])
+            return
+        response = answer.response
+        assert response is not None
+        if answers.is_quick_response(self._fields, response):
+            self._write(answer, *answers.encode(codec, encode_open, response))
         else:
-            self._in_task(self._write_large(answer))
+            self._in_task(self._write_large(answer, response))
 
-    async def _write_large(self, answer: Answer) -> None:
-        encoded = await answers.encode_large(self._fields, answer)
+    async def _write_large(self, answer: Answer, response: InferResponse) -> None:
+        encoded = await asyncio.to_thread(
+            answers.encode_large, self._lane.codec, encode_open, response, self._fields
+        )
         if self._answer is answer:
             self._write(answer, *encoded)
 
@@ -261,7 +280,7 @@ class FastLane(HttpProtocol):
         defaults = self.server_state.default_headers
         if self._lane.draining:
             cycle.keep_alive = False
-        if status == 200 and headers is answers.JSON_HEADERS and cycle.keep_alive:
+        if status == 200 and headers is JSON_HEADERS and cycle.keep_alive:
             part = body[0]
             self.transport.write(
                 b"%scontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"

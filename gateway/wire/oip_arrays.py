@@ -60,7 +60,7 @@ def array_from_numbers(name: str, datatype: str, shape: list[int], data: Numbers
     Raises `InferenceError` (400) where the count does not match the shape, or a number the datatype.
     """
     if data and type(data[0]) is list:
-        data = _flatten(name, shape, data)
+        data = flatten(name, shape, data)
     code = _CODES.get(datatype)
     if code is None:
         return _array_of_no_numbers(name, datatype, shape, data)
@@ -99,7 +99,7 @@ def array_from_json(name: str, datatype: str, shape: list[int], data: bytes | me
     nested = _is_nested(data) and len(shape) > 1
     elements = _decoder(_leaf(row), len(shape) if nested else 1).decode(data)
     if nested:
-        elements = _flatten(name, shape, elements)
+        elements = flatten(name, shape, elements)
     if datatype in _CODES:
         return array_from_numbers(name, datatype, shape, elements)
     if len(elements) != prod(shape):
@@ -231,7 +231,8 @@ def _decoder(leaf: Any, depth: int) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(nested)
 
 
-def _flatten(name: str, shape: list[int], nested: list[Any]) -> list[Any]:
+def flatten(name: str, shape: list[int], nested: list[Any]) -> list[Any]:
+    """The elements, row-major. Raises `InferenceError` (400) where the lists are not as long as the shape says."""
     level: list[Any] = [nested]
     for axis, size in enumerate(shape):
         if any(type(row) is not list or len(row) != size for row in level):

@@ -177,7 +177,7 @@ def _decode(header: Buffer, binary: BinaryReader | None, limits: Limits) -> Infe
             raise InferenceError(400, f"{len(request.inputs)} inputs are given, the limit is {limits.inputs}")
         inputs = [_input(tensor, binary) for tensor in request.inputs]
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InferenceError(400, f"the request is not valid: {error}{_hint(header)}") from None
+        raise InferenceError(400, f"the request is not valid: {error}{why_no_number(header)}") from None
     except RecursionError:
         raise InferenceError(400, "the request is not valid: it is nested too deeply") from None
     if binary is not None:
@@ -190,7 +190,8 @@ def _decode(header: Buffer, binary: BinaryReader | None, limits: Limits) -> Infe
     return decoded
 
 
-def _hint(header: Buffer) -> str:
+def why_no_number(header: Buffer) -> str:
+    """What msgspec does not say of a text that it refused: that Python's `json` wrote something else than JSON."""
     text = bytes(header)
     literal = next((word for word in (b"NaN", b"Infinity") if word in text), None)
     return "" if literal is None else f" ({literal.decode()} is no JSON number: send it as binary data)"
