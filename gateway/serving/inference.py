@@ -108,27 +108,19 @@ class Inference:
 
     def _choose(self, route: LiveRoute, request: InferRequest, header: Header) -> ServedArm:
         override = header(OVERRIDE_HEADER)
-        entry = route.entry
-        if override is not None:
-            arm = _override(route, override.decode("latin-1"))
-        else:
-            if route.sticky_kind == "header":
+        if override is None:
+            kind = route.sticky_kind
+            key = None
+            if kind == "header":
                 key = header(route.sticky_name)
-            elif route.sticky_kind == "parameter":
+            elif kind == "parameter":
                 key = _parameter(request, route.sticky_name)
-            else:
-                key = None
-            picked = entry.pick(key, self._draw)
-            if picked is None:
-                raise InferenceError(
-                    503, f"route '{entry.name}' takes no traffic: all its weights are 0", retry_after_s=5
-                )
-            arm = picked
-        served = route.served(arm)
+            arm = route.entry.pick(key, self._draw)
+        else:
+            arm = _override(route, override.decode("latin-1"))
+        served = route.served(arm) if arm is not None else None
         if served is None:
-            raise InferenceError(
-                503, f"version {arm.pin.version} of route '{entry.name}' is not loaded yet", retry_after_s=1
-            )
+            raise _unavailable(route, arm)
         return served
 
     def _load_and_run(self, answer: Answer, version: str, request: InferRequest, deadline_ns: int) -> None:
@@ -168,6 +160,15 @@ class Inference:
 
 def _unknown(route_name: str) -> InferenceError:
     return InferenceError(404, f"Request for unknown model: '{route_name}' is not found")
+
+
+def _unavailable(route: LiveRoute, arm: Arm | None) -> InferenceError:
+    name = route.entry.name
+    if arm is None:
+        return InferenceError(503, f"route '{name}' takes no traffic: all its weights are 0", retry_after_s=5)
+    return InferenceError(
+        503, f"version {arm.pin.version} of route '{name}' is not loaded yet", retry_after_s=1
+    )
 
 
 def _override(route: LiveRoute, variant: str) -> Arm:
