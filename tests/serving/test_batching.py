@@ -310,7 +310,7 @@ class TestThreads:
     ) -> None:
         engine = FakeEngine()
         engine.fail = lambda _: time.sleep(0.02)  # it computes that long
-        client = Client(batcher(engine, loop, threads, run_ns=0))
+        client = Client(batcher(engine, loop, threads, run_ns=LOOP_BUDGET_NS // 2))
         for value in (1.0, 2.0, 3.0):
             await sums(client.ask(value))
         # One long run may be a disturbance; the second one is believed.
