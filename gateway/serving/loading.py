@@ -37,9 +37,8 @@ class Loader:
         """The version at `path`, loaded and warm. Raises `EngineError` with the engine's reason."""
         async with self._slots:
             engine, run_ns = await self._loop.run_in_executor(self._load_threads, _load, key, Path(path))
-        batcher = Batcher(
-            engine, key.options, self._loop, self._run_threads.lane(), run_ns=run_ns, turns=self._turns
-        )
+        lane = self._run_threads.lane(run_ns)
+        batcher = Batcher(engine, key.options, self._loop, lane, run_ns=run_ns, turns=self._turns)
         return LoadedVersion(key, engine, batcher, self._close)
 
     def _close(self, engine: Engine) -> None:

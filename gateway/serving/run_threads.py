@@ -14,7 +14,7 @@ from typing import Any
 
 QUICK_NS = 2_000_000
 """A version whose last run was shorter has a thread more, which no longer run can hold."""
-NICENESS = 10
+NICENESS = 5
 """Of the threads, where the system knows threads' own: the loop, which answers everybody, goes first."""
 
 
@@ -25,7 +25,8 @@ class RunThreads:
     with long runs, or many versions, would keep the others waiting if runs went in order of arrival.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, clock_ns: Callable[[], int] = time.perf_counter_ns) -> None:
+        self.clock_ns = clock_ns
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="run", initializer=_yield_to_the_loop)
         self._quick_thread = ThreadPoolExecutor(
             1, thread_name_prefix="run-quick", initializer=_yield_to_the_loop
@@ -37,9 +38,9 @@ class RunThreads:
         self._clock_ns = 0
         """What the version had used that ran last: one that comes back starts from here, not from its past."""
 
-    def lane(self) -> Lane:
-        """An executor for one version."""
-        return Lane(self)
+    def lane(self, run_ns: int) -> Lane:
+        """An executor for one version, of which a run took so long."""
+        return Lane(self, run_ns)
 
     def shutdown(self) -> None:
         """Waits for the runs under way."""
@@ -77,11 +78,12 @@ class RunThreads:
 class Lane(Executor):
     """One version's way into the threads."""
 
-    def __init__(self, threads: RunThreads) -> None:
+    def __init__(self, threads: RunThreads, run_ns: int) -> None:
         self._shared = threads
         self.used_ns = 0
-        self.run_ns = 0
+        self.run_ns = run_ns
         """Of its last run."""
+        self.clock_ns = threads.clock_ns
 
     def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """See `Executor.submit`."""
@@ -97,7 +99,7 @@ class _Task:
         self._call = call
 
     def run(self) -> None:
-        started = time.perf_counter_ns()
+        started = self.lane.clock_ns()
         try:
             result = self._call()
         except BaseException as error:
@@ -108,7 +110,7 @@ class _Task:
             self.future.set_result(result)
 
     def _used(self, started: int) -> None:
-        self.lane.run_ns = time.perf_counter_ns() - started
+        self.lane.run_ns = self.lane.clock_ns() - started
         self.lane.used_ns += self.lane.run_ns
 
 
