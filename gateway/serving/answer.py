@@ -10,6 +10,7 @@ from gateway.serving.batching import Work
 from gateway.serving.classification import classify
 from gateway.serving.engine import Array
 from gateway.serving.live import ServedArm
+from gateway.serving.run_outputs import RunOutputs
 from gateway.serving.tensors import InferenceError, InferRequest, InferResponse, OutputTensor, RequestedOutput
 from gateway.telemetry.observations import VersionObservations
 
@@ -29,13 +30,14 @@ class Answer(Work):
     __slots__ = (
         "_arrived",
         "_response",
-        "arrays",
         "error",
         "gone",
+        "outputs_of_run",
         "request",
         "revision",
         "route_name",
         "served",
+        "start",
         "started_ns",
     )
 
@@ -59,8 +61,10 @@ class Answer(Work):
         """Nobody waits for the answer any more."""
         self.served: ServedArm | None = None
         self.request = NOTHING_ASKED
-        self.arrays: list[Array] | None = None
-        """The outputs that the request gets, in order."""
+        self.outputs_of_run: RunOutputs | None = None
+        """What the version gave, with the outputs that the request wants in order; None where there is an error."""
+        self.start = 0
+        """Where this request's rows begin in it."""
         self._response: InferResponse | None = None
         self.error: InferenceError | None = None
 
@@ -73,7 +77,7 @@ class Answer(Work):
         loaded = served.loaded
         batcher = loaded.batcher
         inputs, outputs = loaded.checker.check(self.route_name, request)
-        Work.__init__(self, inputs, outputs, batcher.batchable, deadline_ns, served.observations, self._ran)
+        Work.__init__(self, inputs, outputs, batcher.batchable, deadline_ns, served.observations, _ignore)
         batcher.submit(self)
 
     def fail(self, error: InferenceError) -> None:
@@ -103,41 +107,53 @@ class Answer(Work):
     @property
     def response(self) -> InferResponse | None:
         """None where there is an error."""
-        if self._response is None and self.arrays is not None:
-            self._response = self._respond(self.arrays)
+        if self._response is None and self.outputs_of_run is not None:
+            self._response = self._respond(self.outputs_of_run)
         return self._response
 
-    def _ran(self, outcome: list[Array] | InferenceError) -> None:
+    def deliver(self, outcome: RunOutputs | InferenceError, start: int = 0) -> None:
+        """See `Work.deliver`."""
+        if self.done is None:
+            return
+        self.done = None
         if isinstance(outcome, InferenceError):
             self.error = outcome
-        elif len(outcome) != len(self.outputs):
+        elif len(outcome.arrays) != len(self.outputs):
             # An engine that returned something else than its signature promises.
             log.error("the answer of %s cannot be used", self.observations.labels)
             self.error = InferenceError(
                 500,
-                f"the model's answer cannot be used: it has {len(outcome)} outputs, not {len(self.outputs)}",
+                f"the model's answer cannot be used: it has {len(outcome.arrays)} outputs, "
+                f"not {len(self.outputs)}",
             )
-        elif not self.request.outputs:
-            self.arrays = outcome
         else:
-            self._take(outcome)
+            self.start = start
+            self.outputs_of_run = outcome
+            if self.request.outputs:
+                self._ask_for(outcome)
         self._arrived(self)
 
-    def _take(self, arrays: list[Array]) -> None:
+    def begins(self) -> None:
+        """See `Work.begins`."""
+        if self.served is not None:
+            self.served.observe()
+
+    def _ask_for(self, run: RunOutputs) -> None:
         """Classification may fail, and the error is to be known before the answer is written."""
         try:
-            self._response = self._respond(arrays)
-            self.arrays = arrays
+            self._response = self._respond(run)
         except InferenceError as error:
-            self.error = error
+            self.outputs_of_run, self.error = None, error
         except Exception as error:
             log.exception("the answer of %s cannot be used", self.observations.labels)
+            self.outputs_of_run = None
             self.error = InferenceError(500, f"the model's answer cannot be used: {type(error).__name__}")
 
-    def _respond(self, arrays: list[Array]) -> InferResponse:
+    def _respond(self, run: RunOutputs) -> InferResponse:
         """Raises `InferenceError` where an output cannot be classified as the request wants."""
         request, served = self.request, self.served
         assert served is not None
+        arrays = run.rows(self.start, self.rows)
         datatypes = served.loaded.checker.output_datatypes
         if request.outputs:
             batched = served.loaded.engine.signature.batchable
@@ -158,3 +174,7 @@ class Answer(Work):
 def _asked_for(asked: RequestedOutput, datatype: str, array: Array, *, batched: bool) -> OutputTensor:
     output = OutputTensor(name=asked.name, datatype=datatype, array=array, binary=asked.binary)
     return classify(output, asked.classification, batched=batched) if asked.classification else output
+
+
+def _ignore(_: object) -> None:
+    """`Answer.deliver` calls nobody but the wire; that something stands here says that it is still waited for."""

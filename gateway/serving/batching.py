@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from gateway.routing.state import EngineOptions
 from gateway.serving.concurrency import AdaptiveLimit, FixedLimit, Limit
 from gateway.serving.engine import Array, Engine, EngineError, Signature
+from gateway.serving.run_outputs import RunOutputs
 from gateway.serving.run_times import RunTimes
 from gateway.serving.tensors import InferenceError
 from gateway.serving.turns import Turns
@@ -67,14 +68,22 @@ class Work:
                 self.group = (observations, outputs, *[each[1:] for each in shapes])
             self.rows = shape[0]
 
-    def deliver(self, outcome: list[Array] | InferenceError) -> None:
+    def deliver(self, outcome: RunOutputs | InferenceError, start: int = 0) -> None:
+        """The run is over, and the outputs' rows from `start` are this request's; or there is none."""
         done, self.done = self.done, None
         if done is not None:
-            done(outcome)
+            done(outcome.rows(start, self.rows) if isinstance(outcome, RunOutputs) else outcome)
+
+    def begins(self) -> None:
+        """A run begins of which this is the oldest request."""
 
     def cancel(self) -> None:
         """Nobody waits for it any more: if it did not run yet, it will not."""
         self.done = None
+
+
+_Outcome = RunOutputs | list[RunOutputs | InferenceError]
+"""Of a run: what all of its requests have in common, or one for each."""
 
 
 class _Run:
@@ -163,8 +172,8 @@ class Batcher:
         if run is None:
             return
         if self._run_times.expected_ns(run.size) <= self._loop_budget_ns:
-            outcomes = _run_works(self._engine, run)
-            self._finish(run, outcomes, time.perf_counter_ns() - run.started_ns)
+            outcome = _run_works(self._engine, run)
+            self._finish(run, outcome, time.perf_counter_ns() - run.started_ns)
         else:
             self._run_in_thread(run)
 
@@ -210,7 +219,7 @@ class Batcher:
             lambda ran: self._loop.call_soon_threadsafe(self._finish, run, *ran.result())
         )
 
-    def _finish(self, run: _Run, outcomes: Sequence[list[Array] | InferenceError], took_ns: int) -> None:
+    def _finish(self, run: _Run, outcome: _Outcome, took_ns: int) -> None:
         self._running = []
         self._run_times.measured(run.size, took_ns)
         self._limit.ran(time.perf_counter_ns() - run.started_ns)
@@ -220,9 +229,12 @@ class Batcher:
         observations = run.works[0].observations
         observations.limited(self._limit.in_flight)
         observations.ran(run.rows, run.waited_ns, took_ns, int(time.time() * 1000))
-        for work, outcome in zip(run.works, outcomes, strict=True):
+        run.works[0].begins()
+        end = 0
+        for index, work in enumerate(run.works):
+            start, end = end, end + work.rows
             try:
-                work.deliver(outcome)
+                work.deliver(outcome if isinstance(outcome, RunOutputs) else outcome[index], start)
             except Exception:
                 # The others of the batch, and those that wait behind it, must have their answers all the same.
                 log.exception("an answer could not be delivered")
@@ -266,42 +278,32 @@ def _too_late() -> InferenceError:
     return InferenceError(504, "the request's deadline has passed before its result was there")
 
 
-def _timed_run(engine: Engine, run: _Run) -> tuple[list[list[Array] | InferenceError], int]:
+def _timed_run(engine: Engine, run: _Run) -> tuple[_Outcome, int]:
     started = time.perf_counter_ns()
-    outcomes = _run_works(engine, run)
-    return outcomes, time.perf_counter_ns() - started
+    outcome = _run_works(engine, run)
+    return outcome, time.perf_counter_ns() - started
 
 
-def _run_works(engine: Engine, run: _Run) -> list[list[Array] | InferenceError]:
-    """One outcome for each work, in order. After a failure each runs alone, so that only the bad one fails."""
+def _run_works(engine: Engine, run: _Run) -> _Outcome:
+    """After a failure each request runs alone, so that only the bad one fails: one outcome for each, in order."""
     works = run.works
     if len(works) == 1:
         return [_run_one(engine, works[0])]
     oldest = works[0]
     try:
         inputs = {name: np.concatenate([work.inputs[name] for work in works]) for name in oldest.inputs}
-        return _split(engine.run(inputs, oldest.outputs), run)
+        arrays = engine.run(inputs, oldest.outputs)
+        for array in arrays:
+            if array.shape[0] != run.rows:
+                raise EngineError("an output does not have one row for each row of input")
+        return RunOutputs(arrays, shared=True)
     except Exception:
         return [_run_one(engine, work) for work in works]
 
 
-def _split(results: list[Array], run: _Run) -> list[list[Array] | InferenceError]:
-    """Each work's own rows, as views."""
-    for result in results:
-        if result.shape[0] != run.rows:
-            raise EngineError("an output does not have one row for each row of input")
-    outcomes: list[list[Array] | InferenceError] = []
-    start = 0
-    for work in run.works:
-        end = start + work.rows
-        outcomes.append([result[start:end] for result in results])
-        start = end
-    return outcomes
-
-
-def _run_one(engine: Engine, work: Work) -> list[Array] | InferenceError:
+def _run_one(engine: Engine, work: Work) -> RunOutputs | InferenceError:
     try:
-        return engine.run(work.inputs, work.outputs)
+        return RunOutputs(engine.run(work.inputs, work.outputs), shared=False)
     except InferenceError as error:
         return error
     except EngineError as error:

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 LONGEST_TIMEOUT_US = 24 * 3_600_000_000
 """A client may ask for more; integers without a limit do not fit the clock's floats."""
 OVERRIDE_HEADER = b"turnout-variant"
+REMEMBERED_KEYS, REMEMBERED_BYTES = 4096, 64
+"""Sticky keys of a route whose arm need not be computed again, and how long they may be."""
 Header = Callable[[bytes], "bytes | None"]
 """Lower-case name → value of the request's header or gRPC metadata."""
 
@@ -108,19 +110,26 @@ class Inference:
 
     def _choose(self, route: LiveRoute, request: InferRequest, header: Header) -> ServedArm:
         override = header(OVERRIDE_HEADER)
+        key = None
         if override is None:
-            kind = route.sticky_kind
-            key = None
-            if kind == "header":
+            if route.sticky_kind == "header":
                 key = header(route.sticky_name)
-            elif kind == "parameter":
+            elif route.sticky_kind == "parameter":
                 key = _parameter(request, route.sticky_name)
+            if key is not None:
+                chosen = route.chosen.get(key)
+                if chosen is not None:
+                    return chosen
             arm = route.entry.pick(key, self._draw)
         else:
             arm = _override(route, override.decode("latin-1"))
         served = route.served(arm) if arm is not None else None
         if served is None:
             raise _unavailable(route, arm)
+        if key is not None and len(key) <= REMEMBERED_BYTES:
+            if len(route.chosen) >= REMEMBERED_KEYS:
+                route.chosen.clear()
+            route.chosen[key] = served
         return served
 
     def _load_and_run(self, answer: Answer, version: str, request: InferRequest, deadline_ns: int) -> None:

@@ -72,19 +72,24 @@ class ServedArm:
         self._idle: list[Callable[[], None]] = []
 
     def enter(self) -> None:
-        """From here to `leave`, the answer of one request counts as this arm's."""
+        """From here to `leave`, the answer of one request counts as this arm's; the arm has one lease for all."""
+        if not self._in_flight:
+            self.loaded.lease()
         self._in_flight += 1
-        self.observations.in_flight(self._in_flight)
-        self.loaded.lease()
 
     def leave(self) -> None:
         self._in_flight -= 1
+        if not self._in_flight:
+            self.loaded.release()
+            self.observe()
+            if self._idle:
+                for callback in self._idle:
+                    callback()
+                self._idle.clear()
+
+    def observe(self) -> None:
+        """Shows how many requests are in flight: with each run and when there are none, not with each request."""
         self.observations.in_flight(self._in_flight)
-        self.loaded.release()
-        if self._in_flight == 0:
-            for callback in self._idle:
-                callback()
-            self._idle.clear()
 
     @property
     def busy(self) -> bool:
@@ -101,7 +106,16 @@ class ServedArm:
 class LiveRoute:
     """One route of one snapshot."""
 
-    __slots__ = ("_answering", "arms", "entry", "refused", "sticky_kind", "sticky_name", "timeout_ns")
+    __slots__ = (
+        "_answering",
+        "arms",
+        "chosen",
+        "entry",
+        "refused",
+        "sticky_kind",
+        "sticky_name",
+        "timeout_ns",
+    )
 
     def __init__(
         self, entry: RouteEntry, arms: Mapping[str, ServedArm], refused: VersionObservations
@@ -114,6 +128,8 @@ class LiveRoute:
         self._answering = {arm.variant: arms[name] for name, arm in entry.arms.items() if name in arms}
         self.refused = refused
         """Where requests are counted that reach no version."""
+        self.chosen: dict[bytes, ServedArm] = {}
+        """By sticky key, of those that were seen lately: the same users come again and again."""
         self.timeout_ns = entry.timeout_ms * 1_000_000
         kind, _, name = entry.sticky.partition(":")
         self.sticky_kind = kind

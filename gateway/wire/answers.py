@@ -12,8 +12,9 @@ from gateway.serving.answer import Answer
 from gateway.serving.tensors import InferenceError, InferRequest, InferResponse
 from gateway.wire.codec import HEADER_LENGTH, JSON_HEADERS, Codec, Encode, HeaderMap, Headers
 from gateway.wire.compression import accepted_encoding, compress, decompress
+from gateway.wire.oip_arrays import PLAIN, reject_not_finite
 from gateway.wire.oip_binary import Buffer
-from gateway.wire.oip_json import encode_single
+from gateway.wire.oip_json import encode_row
 
 Encoded = tuple[int, Headers, Sequence[Buffer]]
 """Status, headers that say what the body is, and the parts of the body."""
@@ -57,17 +58,29 @@ def too_large(size: int, limit: int) -> InferenceError:
 
 
 def encode_single_output(answer: Answer) -> bytes | None:
-    """The body of the most common answer of the Open Inference Protocol: one small output, nothing asked for.
+    """The body of the most common answer of the Open Inference Protocol: one row, nothing asked for.
 
     None for any other. Raises `InferenceError` where it cannot be written.
     """
-    arrays, served = answer.arrays, answer.served
-    if arrays is None or served is None:
+    run, served = answer.outputs_of_run, answer.served
+    if run is None or served is None:
         return None
     only = served.loaded.checker.only_output
-    if only is None or arrays[0].size >= SMALL_ELEMENTS or not answer.is_plain:
+    array = run.arrays[0]
+    if (
+        only is None
+        or only.datatype not in PLAIN
+        or answer.rows != 1
+        or array.ndim != 2
+        or array.shape[1] >= SMALL_ELEMENTS
+        or not answer.is_plain
+    ):
         return None
-    return encode_single(answer.route_name, served.pin.version, only, arrays[0])
+    row = run.first_lists()[answer.start]
+    body = encode_row(answer.route_name, served.pin.version, only, row)
+    if b"null" in body:
+        reject_not_finite(only.name, only.datatype, array[answer.start])
+    return body
 
 
 def is_quick_response(headers: HeaderMap, response: InferResponse) -> bool:

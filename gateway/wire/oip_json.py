@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from gateway.serving.engine import Array, TensorSpec
+from gateway.serving.engine import TensorSpec
 from gateway.serving.tensors import (
     InferenceError,
     InferRequest,
@@ -19,7 +19,6 @@ from gateway.serving.tensors import (
     RequestedOutput,
 )
 from gateway.wire.oip_arrays import (
-    PLAIN,
     Numbers,
     array_from_json,
     array_from_numbers,
@@ -290,19 +289,15 @@ def encode_infer(response: InferResponse) -> tuple[list[Buffer], int | None]:
     return [body, *buffers], len(body)
 
 
-def encode_single(route: str, version: str, spec: TensorSpec, array: Array) -> bytes:
-    """What `encode_infer` makes of a response with one output in JSON and without an id: the most common one.
+def encode_row(route: str, version: str, spec: TensorSpec, row: list[Any]) -> bytes:
+    """What `encode_infer` makes of a response with one output of one row, in JSON and without an id.
 
-    Only its data differ from one to the next, so the rest is kept. Raises `InferenceError` as there.
+    Only its data differ from one to the next, so the rest is kept. A number that is not finite becomes null.
     """
-    datatype = spec.datatype
-    if datatype in PLAIN:
-        data = _encode(array.reshape(-1).tolist())
-        if b"null" in data:
-            reject_not_finite(spec.name, datatype, array)
-    else:
-        data = _encode(json_values(spec.name, datatype, array))
-    return b"%s%s}]}" % (_before_data(route, version, spec.name, datatype, array.shape), data)
+    return b"%s%s}]}" % (
+        _before_data(route, version, spec.name, spec.datatype, (1, len(row))),
+        _encode(row),
+    )
 
 
 @lru_cache(1024)
