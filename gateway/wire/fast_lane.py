@@ -109,12 +109,13 @@ class FastLane(HttpProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._phase is Phase.WHOLE and data.startswith(_BEGINNING) and self._is_waiting():
+            lane = self._lane
             end = data.find(_BLANK_LINE)
-            head = self._lane.plain.read(data[:end]) if end > 0 else None
+            head = lane.plain.read(data[:end]) if end > 0 else None
             if head is not None:
                 target, fields, length = head
-                body = data[end + len(_BLANK_LINE) :]
-                if len(body) == length <= self._lane.limits.body_bytes:
+                body = data[end + 4 :]
+                if len(body) == length <= lane.limits.body_bytes:
                     self._begin(target, fields)
                     self._start(body)
                     return
