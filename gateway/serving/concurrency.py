@@ -14,10 +14,13 @@ from typing import Protocol
 
 HELD_NS, HELD_RUNS = 50_000_000, 4
 """What an overloaded version's queue is held to, whichever is longer."""
-OVERLOAD_NS, OVERLOAD_RUNS = 250_000_000, 8
-"""A wait beyond both is overload, when the queue has stood for longer than a burst may."""
-BURST_NS, BURST_RUNS = 500_000_000, 16
-"""What may arrive at once is what is worked off in this time: its clients wait for less than `Retry-After`."""
+OVERLOAD_NS, OVERLOAD_RUNS = 250_000_000, 16
+"""A wait beyond both is overload: sixteen clients that never stop asking are none, however slow the model."""
+STANDS_NS, STANDS_RUNS = 500_000_000, 16
+"""For this long the queue must not have been empty before."""
+BURST_NS, BURST_RUNS = 1_000_000_000, 32
+"""What may arrive at once otherwise: a refused client waits for a second, so those that wait less are better
+off in the queue."""
 _SMOOTHING = 0.2
 
 
@@ -52,7 +55,7 @@ class AdaptiveLimit:
 
     >>> limit = AdaptiveLimit(batch=1, ceiling=1025, run_ns=8_000_000)
     >>> limit.in_flight
-    63
+    126
     """
 
     __slots__ = ("_batch", "_calm_ns", "_ceiling", "_period_ns", "_since_ns", "in_flight", "overloaded")
@@ -84,7 +87,7 @@ class AdaptiveLimit:
         period = self._period_ns
         self.overloaded = self.overloaded or (
             waited_ns > max(OVERLOAD_NS, OVERLOAD_RUNS * period)
-            and now_ns - self._since_ns > max(BURST_NS, BURST_RUNS * period)
+            and now_ns - self._since_ns > max(STANDS_NS, STANDS_RUNS * period)
         )
 
     def ran(self, took_ns: int) -> None:

@@ -43,7 +43,7 @@ def test_an_overloaded_version_answers_within_a_few_runs_and_loses_no_throughput
     # A slight overload comes and goes: the queue empties by chance, and is a burst's again.
     assert settled[len(settled) // 2] <= 16 * SLOW_NS / MS
     # Before it is known as an overload, it is a burst: what that may take bounds it.
-    assert queue.latencies_ms()[-1] <= 520
+    assert queue.latencies_ms()[-1] <= 1020
 
 
 def test_overload_of_a_version_that_batches() -> None:
@@ -63,9 +63,10 @@ def test_a_fast_version_that_keeps_up_refuses_nobody(clients: int, run_ns: Calla
     assert queue.accepted and not queue.rejected
 
 
-def test_a_few_clients_of_a_slow_version_are_no_overload() -> None:
-    queue = unbatched().closed(16, 10 * S).run()
-    assert len(queue.accepted) >= 9.9 * CAPACITY and not queue.rejected
+@pytest.mark.parametrize("run_ns", [MS, SLOW_NS, 50 * MS, S])
+def test_a_few_clients_of_a_slow_version_are_no_overload(run_ns: int) -> None:
+    queue = unbatched(run_ns).closed(16, 100 * S).run()
+    assert len(queue.accepted) >= 0.85 * 100 * S / run_ns and not queue.rejected
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -77,14 +78,15 @@ def test_random_arrivals_below_the_capacity_are_no_overload(seed: int) -> None:
 def test_bursts_after_idleness_are_taken_whole() -> None:
     queue = unbatched()
     for second in range(0, 20, 2):
-        queue.burst(second * S, 60)
+        # What comes while a burst is worked off is welcome, too, and the last burst is forgotten.
+        queue.burst(second * S, 60).burst(second * S + 300 * MS, 5)
     queue.run()
-    assert len(queue.accepted) == 600
+    assert len(queue.accepted) == 650
 
 
 def test_a_flood_fills_the_queue_no_further_than_a_burst() -> None:
     queue = unbatched().burst(S, 5000).run()
-    assert 60 <= len(queue.accepted) <= 64
+    assert len(queue.accepted) == 1 + S // SLOW_NS
 
 
 def test_a_version_that_becomes_fast_again_is_open_again_within_a_second() -> None:
