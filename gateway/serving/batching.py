@@ -167,8 +167,9 @@ class Batcher:
 
     def _turn(self) -> None:
         """One run. What it leaves in the queue waits for the next turn, after the other versions'."""
-        self._scheduled = False
         run = self._take()
+        # Not before: an answer that `_take` gave may have brought in the next request of its connection.
+        self._scheduled = False
         if run is None:
             return
         if self._run_times.expected_ns(run.size) <= self._loop_budget_ns:

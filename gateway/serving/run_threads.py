@@ -35,7 +35,7 @@ class RunThreads:
         """Between the loop, which never waits for the lock, and the threads."""
         self._waiting: list[_Task] = []
         self._choosing = threading.Lock()
-        self._clock_ns = 0
+        self._reached_ns = 0
         """What the version had used that ran last: one that comes back starts from here, not from its past."""
 
     def lane(self, run_ns: int) -> Lane:
@@ -64,14 +64,14 @@ class RunThreads:
         with self._choosing:
             while self._arrived:
                 task = self._arrived.popleft()
-                task.lane.used_ns = max(task.lane.used_ns, self._clock_ns)
+                task.lane.used_ns = max(task.lane.used_ns, self._reached_ns)
                 self._waiting.append(task)
             fitting = [task for task in self._waiting if task.lane.run_ns < shorter_than_ns]
             if not fitting:
                 return None
             chosen = min(fitting, key=lambda task: task.lane.used_ns)
             self._waiting.remove(chosen)
-            self._clock_ns = chosen.lane.used_ns
+            self._reached_ns = chosen.lane.used_ns
             return chosen
 
 

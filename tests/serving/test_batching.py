@@ -344,6 +344,33 @@ class TestThreads:
         assert await sums(*patient) == [[4], [5]]
         assert engine.runs == [(1, 1), (2, 1)], "what was given up is not run afterwards"
 
+    async def test_one_run_at_a_time_whatever_an_answer_brings_in(
+        self, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        class Counting(ThreadPoolExecutor):
+            submitted = 0
+
+            def submit(self, *args: Any, **kwargs: Any) -> Any:
+                self.submitted += 1
+                return super().submit(*args, **kwargs)
+
+        engine = FakeEngine()
+        engine.gate = threading.Event()
+        with Counting(2) as threads:
+            client = Client(batcher(engine, loop, threads, loop_budget_ns=ALWAYS_IN_THREADS))
+            followed: list[asyncio.Future[Outcome]] = []
+            _, late = client.work(1.0, timeout_s=-0.001)
+            late.done = lambda _: followed.append(client.ask(3.0, 3.0))
+            client.batcher.submit(late)
+            running = client.ask(2.0)
+            await asyncio.to_thread(engine.entered.wait, SOON_S)
+            over = asyncio.Event()
+            loop.call_soon(loop.call_soon, over.set)
+            await over.wait()
+            assert threads.submitted == 1
+            engine.gate.set()
+            assert await sums(running, *followed) == [[2], [6]]
+
     async def test_what_runs_is_in_flight_like_what_waits(
         self, loop: asyncio.AbstractEventLoop, threads: ThreadPoolExecutor
     ) -> None:
