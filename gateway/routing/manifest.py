@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 import yaml
 
+from gateway.routing.names import NAME
 from gateway.routing.state import (
     WHOLE_BP,
     EngineOptions,
@@ -20,8 +21,6 @@ from gateway.routing.state import (
 from registry_client.errors import InvalidReference
 from registry_client.models import ModelRef
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-"""Names of routes and variants: they stand in URLs and metrics."""
 SIZE_LIMIT_BYTES = 4 * 1024 * 1024
 DEPTH_LIMIT = 50
 RESERVED_VARIANTS = frozenset({"pinned"})
