@@ -17,11 +17,13 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
 from typing import TypeVar
+from urllib.request import getproxies
 
 import httpx
 import msgspec
 
 from registry_client.addresses import Resolver, check_target, origin, resolve_by_system, shown
+from registry_client.bulk import BulkTransport
 from registry_client.client import ByteStream
 from registry_client.errors import InvalidConfiguration, ProtocolError, RegistryError, Unavailable
 from registry_client.http_errors import FOREIGN, error_for, error_for_status
@@ -79,6 +81,7 @@ Explain = Callable[[int, bytes], RegistryError | None]
 class _Call:
     """One request as it is being tried."""
 
+    client: httpx.AsyncClient
     method: str
     url: httpx.URL
     headers: Mapping[str, str]
@@ -95,6 +98,8 @@ class HttpTransport:
 
     base: httpx.URL
     client: httpx.AsyncClient = field(repr=False)
+    bulk: httpx.AsyncClient = field(repr=False)
+    """For the bodies of files."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     limits: TimeLimits = TimeLimits()
     retries: Retries = Retries()
@@ -123,6 +128,7 @@ class HttpTransport:
         ends early raises `Unavailable`.
         """
         call = self._call("GET", url, None)
+        call.client = self.bulk
         await check_target(call.url, base=self.base, resolve=self.outside.resolve, came_from=shown(self.base))
         own = dict(headers or {})
         call.headers = {**own, "Range": f"bytes={offset}-"} if offset else own
@@ -135,6 +141,7 @@ class HttpTransport:
 
     async def aclose(self) -> None:
         await self.client.aclose()
+        await self.bulk.aclose()
 
     def _call(self, method: str, url: str, params: Mapping[str, str] | None) -> _Call:
         text = url if "://" in url else f"{str(self.base).rstrip('/')}/{url.lstrip('/')}"
@@ -142,7 +149,7 @@ class HttpTransport:
             target = httpx.URL(text, params=params) if params else httpx.URL(text)
         except httpx.InvalidURL as error:
             raise error_for(error, shown(self.base)) from None
-        return _Call(method=method, url=target, headers={})
+        return _Call(client=self.client, method=method, url=target, headers={})
 
     async def _json(self, call: _Call, answer: type[T]) -> T:
         where = shown(call.url)
@@ -238,11 +245,11 @@ class HttpTransport:
 
     async def _send_once(self, call: _Call, url: httpx.URL, headers: Mapping[str, str]) -> httpx.Response:
         own = self.headers if origin(url) == origin(self.base) else {}
-        request = self.client.build_request(
+        request = call.client.build_request(
             call.method, url, headers={**_PLAIN, **own, **headers}, content=call.body
         )
         try:
-            return await self.client.send(request, stream=True, follow_redirects=False)
+            return await call.client.send(request, stream=True, follow_redirects=False)
         except FOREIGN as error:
             # Not `from error`: a traceback would show the headers that httpx puts into some of its texts.
             raise error_for(error, shown(url)) from None
@@ -264,16 +271,21 @@ def open_transport(
             raise InvalidConfiguration(f"the value of {name} for {shown(base)} has control characters in it")
     chosen = limits or TimeLimits()
     outer = outside or Outside()
-    client = httpx.AsyncClient(
-        verify=tls,
-        timeout=httpx.Timeout(chosen.read_s, connect=chosen.connect_s),
-        transport=outer.network,
-    )
-    # No cookie is kept: they are credentials too, and no registry needs them.
-    client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+    context = tls if isinstance(tls, ssl.SSLContext) else httpx.create_ssl_context(verify=tls)
+
+    def client(network: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
+        timeout = httpx.Timeout(chosen.read_s, connect=chosen.connect_s)
+        made = httpx.AsyncClient(verify=context, timeout=timeout, transport=network)
+        # No cookie is kept: they are credentials too, and no registry needs them.
+        made.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        return made
+
+    # Only httpx knows what the environment says of proxies: with one, its own way is taken for files too.
+    direct = outer.network is None and not getproxies()
     return HttpTransport(
         base=base,
-        client=client,
+        client=client(outer.network),
+        bulk=client(BulkTransport(context) if direct else outer.network),
         headers=dict(headers or {}),
         limits=chosen,
         retries=retries or Retries(),
