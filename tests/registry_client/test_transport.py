@@ -18,6 +18,7 @@ from registry_client.errors import (
     Unsupported,
 )
 from registry_client.http_errors import EXCEPTIONS, error_for, error_for_status
+from registry_client.parts import Part
 from registry_client.transport import (
     JSON_LIMIT_BYTES,
     HttpTransport,
@@ -71,7 +72,7 @@ async def transport(server: FaultServer, waits: Waits) -> AsyncIterator[HttpTran
 
 
 async def read(transport: HttpTransport, url: str, offset: int = 0) -> tuple[int, int | None, bytes]:
-    async with transport.stream(url, offset=offset) as stream:
+    async with transport.stream(url, Part(offset)) as stream:
         return stream.offset, stream.total_bytes, b"".join([chunk async for chunk in stream.chunks])
 
 
