@@ -14,10 +14,11 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import cast
 
 import httpx
 
-CHUNK_BYTES = 2 * 1024 * 1024
+CHUNK_BYTES = 1024 * 1024
 """What one step between a thread and the loop hands over."""
 READ_BYTES = 256 * 1024
 THREADS = 16
@@ -51,18 +52,25 @@ class BulkTransport(httpx.AsyncBaseTransport):
 
 
 class _Body(httpx.AsyncByteStream):
-    """One chunk ahead of its reader: the next is on its way while the reader works on this one."""
+    """One chunk ahead of its reader: the next is on its way while the reader works on this one.
+
+    Two buffers take turns. A chunk is released when the next one is asked for, so that who keeps it gets an
+    error and not other bytes: fresh memory for each would cost as much as the reading.
+    """
 
     def __init__(self, exchange: _Exchange, threads: ThreadPoolExecutor) -> None:
         self._exchange = exchange
         self._threads = threads
-        self._ahead: asyncio.Future[bytes] | None = None
+        self._ahead: asyncio.Future[int] | None = None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        self._ahead = self._read()
-        while chunk := await asyncio.shield(self._ahead):
-            self._ahead = self._read()
-            yield chunk
+        filling, spare = memoryview(bytearray(CHUNK_BYTES)), memoryview(bytearray(CHUNK_BYTES))
+        self._ahead = self._fill(filling)
+        while size := await asyncio.shield(self._ahead):
+            self._ahead = self._fill(spare)
+            with filling[:size] as chunk:
+                yield cast(bytes, chunk)  # httpx passes on what it gets
+            filling, spare = spare, filling
 
     async def aclose(self) -> None:
         if self._ahead is None:
@@ -73,17 +81,17 @@ class _Body(httpx.AsyncByteStream):
             self._ahead.add_done_callback(self._give_up)
             self._exchange.interrupt()
 
-    def _read(self) -> asyncio.Future[bytes]:
-        return asyncio.get_running_loop().run_in_executor(self._threads, self._exchange.read)
+    def _fill(self, chunk: memoryview) -> asyncio.Future[int]:
+        return asyncio.get_running_loop().run_in_executor(self._threads, self._exchange.read_into, chunk)
 
-    def _give_up(self, ahead: asyncio.Future[bytes]) -> None:
+    def _give_up(self, ahead: asyncio.Future[int]) -> None:
         self._exchange.close()
         if not ahead.cancelled():
             ahead.exception()  # nobody waits for it any more
 
 
 class _Exchange:
-    """One request and its answer, over a connection of their own. `ask` and `read` block, one at a time."""
+    """One request and its answer, over a connection of their own. `ask` and `read_into` block, one at a time."""
 
     def __init__(self, request: httpx.Request, tls: ssl.SSLContext) -> None:
         timeouts = request.extensions.get("timeout", {})
@@ -114,23 +122,21 @@ class _Exchange:
         self._left = int(length) if length.isdecimal() and not chunked else None
         return self._answer
 
-    def read(self) -> bytes:
-        """The next chunk, empty at the end. What came in before a break is returned before it is raised."""
-        pieces: list[bytes] = []
+    def read_into(self, chunk: memoryview) -> int:
+        """The bytes of the next chunk, 0 at the end. What came before a break is counted before it is raised."""
         size = 0
-        while size < CHUNK_BYTES and self._failed is None:
+        while size < len(chunk) and self._failed is None:
             try:
-                piece = self._read_some()
+                count = self._read_some(chunk[size : size + READ_BYTES])
             except httpx.TransportError as error:
                 self._failed = error
                 break
-            if not piece:
+            if not count:
                 break
-            pieces.append(piece)
-            size += len(piece)
-        if self._failed is not None and not pieces:
+            size += count
+        if self._failed is not None and not size:
             raise self._failed
-        return b"".join(pieces)
+        return size
 
     def interrupt(self) -> None:
         """Ends the waiting of a thread that reads."""
@@ -144,16 +150,16 @@ class _Exchange:
         if self._socket is not None:
             self._socket.close()
 
-    def _read_some(self) -> bytes:
+    def _read_some(self, into: memoryview) -> int:
         assert self._answer is not None
         with _translated(httpx.ReadTimeout, httpx.ReadError):
-            piece = self._answer.read1(READ_BYTES)
+            count = self._answer.readinto(into)
         if self._left is not None:
-            self._left -= len(piece)
-            if not piece and self._left > 0:
+            self._left -= count
+            if not count and self._left > 0:
                 # The standard library says nothing where a body ends before its Content-Length.
                 raise httpx.RemoteProtocolError(f"{self._left} bytes are missing")
-        return piece
+        return count
 
 
 def _connection(url: httpx.URL, tls: ssl.SSLContext, timeout_s: float | None) -> http.client.HTTPConnection:

@@ -30,7 +30,8 @@ class ByteStream:
 
     offset: int
     total_bytes: int | None
-    chunks: AsyncIterator[bytes]
+    chunks: AsyncIterator[bytes | memoryview]
+    """A chunk may be used until the next one is asked for; `bytes(chunk)` keeps it."""
     end: int | None = None
     """The byte after the last that comes, where only a part of what follows `offset` does."""
     validator: str = ""

@@ -53,7 +53,7 @@ class PartialFile:
             raise
         return partial
 
-    def append(self, content: bytes) -> None:
+    def append(self, content: bytes | memoryview) -> None:
         write_all(self._handle, content)
         self._hash(content)
 
@@ -69,7 +69,7 @@ class PartialFile:
         self.spans, self.validator = spans, validator
         self.keep_spans()
 
-    def write_into(self, span: Span, content: bytes) -> None:
+    def write_into(self, span: Span, content: bytes | memoryview) -> None:
         view = memoryview(content)
         while view:
             written = os.pwrite(self._handle, view, span.start)
@@ -83,11 +83,13 @@ class PartialFile:
         )
         assert edge is not None
         todo = min(edge - self.size_bytes, limit_bytes)
+        buffer = memoryview(bytearray(BUFFER_BYTES))
         for _ in range(-(-todo // BUFFER_BYTES)):
-            chunk = os.pread(self._handle, min(BUFFER_BYTES, edge - self.size_bytes), self.size_bytes)
-            if not chunk:
+            chunk = buffer[: min(BUFFER_BYTES, edge - self.size_bytes)]
+            count = os.preadv(self._handle, [chunk], self.size_bytes)
+            if not count:
                 raise IntegrityError(f"{self._file.path!r} was cut off while it was fetched")
-            self._hash(chunk)
+            self._hash(chunk[:count])
         return todo > 0
 
     def keep_spans(self) -> None:
@@ -140,7 +142,7 @@ class PartialFile:
         while self.hash_on(BUFFER_BYTES):
             pass
 
-    def _hash(self, content: bytes) -> None:
+    def _hash(self, content: bytes | memoryview) -> None:
         self._sha256.update(content)
         if self._promised is not None and self._promised is not self._sha256:
             self._promised.update(content)

@@ -167,8 +167,11 @@ class VersionFetch:
         buffer = bytearray()
         try:
             async for chunk in stream.chunks:
+                self._check_size(partial.size_bytes + len(buffer) + len(chunk), file, expected)
+                if not buffer and len(chunk) >= BUFFER_BYTES:
+                    await self._write(partial, chunk)
+                    continue
                 buffer += chunk
-                self._check_size(partial.size_bytes + len(buffer), file, expected)
                 if len(buffer) >= BUFFER_BYTES:
                     content, buffer = bytes(buffer), bytearray()
                     await self._write(partial, content)
@@ -177,7 +180,7 @@ class VersionFetch:
             if buffer:
                 await self._write(partial, bytes(buffer))
 
-    async def _write(self, partial: PartialFile, content: bytes) -> None:
+    async def _write(self, partial: PartialFile, content: bytes | memoryview) -> None:
         await self._threads.run(lambda: partial.append(content))
         self._track.advance(self._finished_bytes + partial.size_bytes)
 

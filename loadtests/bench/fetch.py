@@ -104,7 +104,9 @@ def compare(title: str, rounds: int, curl: Callable[[], float], cache: Callable[
     pairs = [(curl(), cache()) for _ in range(rounds)]
     ratio = statistics.median(ours / theirs for theirs, ours in pairs)
     theirs, ours = (statistics.median(column) for column in zip(*pairs, strict=True))
-    print(f"{title:34} curl {theirs:6.2f} s   fetch and verify {ours:6.2f} s   ratio {ratio:5.2f}", flush=True)
+    print(
+        f"{title:34} curl {theirs:6.2f} s   fetch and verify {ours:6.2f} s   ratio {ratio:5.2f}", flush=True
+    )
 
 
 def without_disk(cache: Callable[[], float]) -> Callable[[], float]:
@@ -136,7 +138,12 @@ def main() -> None:
             rounds = arguments.rounds
             cache = lambda: by_cache(url, root, files)  # noqa: E731
             print(f"{arguments.mib} MiB over loopback, medians of {rounds} rounds")
-            compare("without waiting for the disk", rounds, lambda: by_curl(url, root, durable=False), without_disk(cache))
+            compare(
+                "without waiting for the disk",
+                rounds,
+                lambda: by_curl(url, root, durable=False),
+                without_disk(cache),
+            )
             compare("until it is on the disk", rounds, lambda: by_curl(url, root, durable=True), cache)
             limited = f"{url}/limited"
             compare(f"{arguments.rate}B/s a connection", 1, lambda: by_curl(limited, root, durable=False),

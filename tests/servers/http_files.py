@@ -16,7 +16,9 @@ from registry_client.models import Capabilities, Digest, ModelFile, ModelVersion
 from registry_client.parts import Part
 from registry_client.transport import HttpTransport, Retries, TimeLimits, open_transport
 
-CAPABILITIES = Capabilities(revisions=("version",), checksums="sha256", ranges=True, lineage=False, parts=True)
+CAPABILITIES = Capabilities(
+    revisions=("version",), checksums="sha256", ranges=True, lineage=False, parts=True
+)
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 
@@ -29,7 +31,9 @@ class HttpRegistry:
 
     def __init__(self, url: str, files: tuple[ModelFile, ...], read_s: float = 5.0) -> None:
         limits = TimeLimits(connect_s=2.0, read_s=read_s)
-        self.transport: HttpTransport = open_transport(httpx.URL(url), limits=limits, retries=Retries(attempts=1))
+        self.transport: HttpTransport = open_transport(
+            httpx.URL(url), limits=limits, retries=Retries(attempts=1)
+        )
         self.version = ModelVersion(registry="http", model="m", version="1", identity="r1", files=files)
 
     async def resolve(self, model: str, revision: str) -> ModelVersion:
