@@ -14,7 +14,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import cast
+from typing import Any, cast
 
 import httpx
 
@@ -40,8 +40,7 @@ class BulkTransport(httpx.AsyncBaseTransport):
             answer = await asyncio.shield(asking)
         except asyncio.CancelledError:
             # A thread cannot be cancelled: it ends by itself, and what it has opened then is closed.
-            asking.add_done_callback(lambda _: exchange.close())
-            exchange.interrupt()
+            exchange.abandon(asking)
             raise
         return httpx.Response(
             answer.status, headers=answer.getheaders(), stream=_Body(exchange, self._threads)
@@ -75,19 +74,11 @@ class _Body(httpx.AsyncByteStream):
     async def aclose(self) -> None:
         if self._ahead is None:
             self._exchange.close()
-        elif self._ahead.done():
-            self._give_up(self._ahead)
         else:
-            self._ahead.add_done_callback(self._give_up)
-            self._exchange.interrupt()
+            self._exchange.abandon(self._ahead)
 
     def _fill(self, chunk: memoryview) -> asyncio.Future[int]:
         return asyncio.get_running_loop().run_in_executor(self._threads, self._exchange.read_into, chunk)
-
-    def _give_up(self, ahead: asyncio.Future[int]) -> None:
-        self._exchange.close()
-        if not ahead.cancelled():
-            ahead.exception()  # nobody waits for it any more
 
 
 class _Exchange:
@@ -138,8 +129,18 @@ class _Exchange:
             raise self._failed
         return size
 
-    def interrupt(self) -> None:
-        """Ends the waiting of a thread that reads."""
+    def abandon(self, work: asyncio.Future[Any]) -> None:
+        """Closes when the thread that does `work` has ended, whose waiting is cut short."""
+
+        def ended(work: asyncio.Future[Any]) -> None:
+            self.close()
+            if not work.cancelled():
+                work.exception()  # nobody waits for it any more
+
+        if work.done():
+            ended(work)
+            return
+        work.add_done_callback(ended)
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)

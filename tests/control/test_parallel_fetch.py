@@ -72,6 +72,11 @@ def broken_once(fault: Callable[[Reply], Reply], start: int) -> Callable[[Reply,
     return apply
 
 
+def without_the_second(reply: Reply, wanted: str) -> Reply:
+    ours = reply.status == 206 and reply.start == SPAN_BYTES
+    return replace(reply, content=b"", declared_bytes=SPAN_BYTES) if ours else reply
+
+
 async def test_a_large_file_comes_in_parts_and_a_small_one_whole(
     weights: WeightsCache, files: dict[str, bytes]
 ) -> None:
@@ -167,11 +172,7 @@ async def test_what_came_before_a_break_is_not_fetched_again(
 ) -> None:
     """The second part breaks again and again without a byte; the others are kept for the next attempt."""
 
-    def silent(reply: Reply, wanted: str) -> Reply:
-        ours = reply.status == 206 and reply.start == SPAN_BYTES
-        return replace(reply, content=b"", declared_bytes=SPAN_BYTES) if ours else reply
-
-    async with FileServer(files, fault=silent) as server:
+    async with FileServer(files, fault=without_the_second) as server:
         with pytest.raises(Unavailable):
             await fetch(weights, server, files)
         before = len(server.asked)
@@ -228,14 +229,12 @@ async def test_a_note_about_another_file_is_not_believed(
     weights: WeightsCache, reopen: Callable[..., WeightsCache], cache_root: Path, files: dict[str, bytes]
 ) -> None:
     """The file was replaced, the note was not: what it says is there, is not."""
-    async with FileServer(files, fault=broken_once(lambda r: replace(r, content=b""), SPAN_BYTES)) as server:
-        server.fault = lambda reply, _: (
-            replace(reply, content=b"", declared_bytes=SPAN_BYTES) if reply.start == SPAN_BYTES else reply
-        )
+    async with FileServer(files, fault=without_the_second) as server:
         with pytest.raises(Unavailable):
             await fetch(weights, server, files, checksums=False)
         (path,) = cache_root.glob(f"partial/*/files/{NAME}")
-        path.unlink()
-        path.write_bytes(bytes(SIZE))
+        other = cache_root / "other"
+        other.write_bytes(bytes(SIZE))
+        other.rename(path)
         server.fault = lambda reply, _: reply
         assert_whole(await fetch(reopen(), server, files, checksums=False), files)

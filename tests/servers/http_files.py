@@ -103,6 +103,7 @@ class FileServer:
 
     async def __aenter__(self) -> FileServer:
         self._connections: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
@@ -111,6 +112,8 @@ class FileServer:
         self._server.close()
         for task in self._connections:
             task.cancel()
+        for writer in self._writers:
+            writer.transport.abort()  # a client that went early has left bytes behind
         await asyncio.gather(*self._connections, return_exceptions=True)
         await self._server.wait_closed()
 
@@ -118,6 +121,7 @@ class FileServer:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
+        self._writers.append(writer)
         try:
             await self._serve(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
@@ -137,7 +141,7 @@ class FileServer:
         head = [f"HTTP/1.1 {reply.status} X", f"Content-Length: {length}", "Connection: close"]
         head += [f"ETag: {reply.etag}"] if self.etags else []
         if reply.status == 206:
-            last = reply.start + len(reply.content) - 1
+            last = reply.start + length - 1
             shown = reply.content_range or f"bytes {reply.start}-{last}/{reply.total_bytes}"
             head.append(f"Content-Range: {shown}")
         writer.write("\r\n".join([*head, "", ""]).encode() + reply.content)
