@@ -24,8 +24,8 @@ from gateway.control import state_file
 from gateway.node.balance import SLOT_BYTES, Balance
 from gateway.node.channel import CallFailed, Channel, ChannelClosed
 from gateway.node.data_server import DataServer
-from gateway.routing.state import EngineOptions, InForce, Pin, StateError, decode_in_force
-from gateway.routing.table import compile_table
+from gateway.routing.documents import Documents
+from gateway.routing.state import EngineOptions, InForce, Pin, StateError
 from gateway.serving.engine import EngineError
 from gateway.serving.explicit import ExplicitVersions, Located
 from gateway.serving.inference import Inference
@@ -92,6 +92,7 @@ class Worker:
         self._paths: dict[str, str] = {}
         self._prepared: dict[EngineKey, float] = {}
         self._loading: dict[EngineKey, asyncio.Task[None]] = {}
+        self._documents = Documents()
         self._asked = 0
         self._swapped = 0
         self._draining = False
@@ -128,9 +129,11 @@ class Worker:
         """
         self._paths.update(paths)
         try:
-            return await self._apply(decode_in_force(held))
+            # In the order in which they were sent: a state without its document is about the one before it.
+            decoded = self._documents.in_force(held)
         except StateError as error:
             raise CallFailed(str(error)) from error
+        return await self._apply(decoded)
 
     async def _apply(self, held: InForce) -> dict[str, Any]:
         self._asked += 1
@@ -192,13 +195,7 @@ class Worker:
 
     async def _load_required(self, held: InForce) -> dict[str, str]:
         """Loads what `held` needs and is in the cache. Returns digest → why it could not be loaded."""
-        keys = {
-            EngineKey(pin.digest, entry.engine): None
-            for entry in compile_table(held).values()
-            for pin in entry.required
-            if pin.digest in self._paths
-        }
-        missing = [key for key in keys if key not in self._live.engines]
+        missing = [key for key in self._live.lacking(held) if key.digest in self._paths]
         results = await asyncio.gather(*(self._ensure(key) for key in missing), return_exceptions=True)
         errors = {}
         for key, result in zip(missing, results, strict=True):
