@@ -70,7 +70,7 @@ class Worker:
         self._live = Live(ObservationWriter(memoryview(memory)))
         load_threads = ThreadPoolExecutor(LOADS_AT_ONCE, thread_name_prefix="load")
         run_threads = ThreadPoolExecutor(config.run_threads, thread_name_prefix="run")
-        self._loader = Loader(loop, load_threads, run_threads)
+        self._loader = Loader(loop, load_threads, run_threads, shared=config.workers > 1)
         self._explicit = ExplicitVersions(self._live, self._loader, self._locate)
         self._channel = Channel(
             {

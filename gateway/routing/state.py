@@ -17,6 +17,7 @@ PREVIOUS_KEPT = 5
 
 ExplicitVersions = Literal["any", "known", "off"]
 GraphOptimization = Literal["disabled", "basic", "extended", "all"]
+ShareWeights = Literal["auto", "on", "off"]
 
 
 class StateError(ValueError):
@@ -60,6 +61,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Intra-op threads of one session; 0 lets the engine take every core."""
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     graph_optimization: GraphOptimization = "all"
+    share_weights: ShareWeights = "auto"
+    """Whether workers map one file with a version's weights; auto: where it is large, and they are several."""
     batching: bool | None = None
     """None: on where the first dimension of every input and output is the same dynamic one."""
     max_batch_size: int = 64

@@ -175,6 +175,8 @@ class TestSeries:
         assert live_series(world.writer) == {refused, stable, canary}
         world.swap(SPLIT, denied="2")
         assert live_series(world.writer) == {refused, stable}
+        engine = FakeEngine()
+        load(world.live, "2", engine, batcher(engine, None))
         world.swap(SPLIT)
         assert live_series(world.writer) == {refused, stable, canary}, "it counts on where it was"
         world.swap(route({"stable 1": 100}), route({"x 1": 100}))
