@@ -30,7 +30,12 @@ class ByteStream:
 
     offset: int
     total_bytes: int | None
-    chunks: AsyncIterator[bytes]
+    chunks: AsyncIterator[bytes | memoryview]
+    """A chunk may be used until the next one is asked for; `bytes(chunk)` keeps it."""
+    end: int | None = None
+    """The byte after the last that comes, where only a part of what follows `offset` does."""
+    validator: str = ""
+    """What the source calls this state of the file (a strong ETag), where it says so."""
 
 
 @runtime_checkable
@@ -53,9 +58,19 @@ class RegistryClient(Protocol):
         """Alias → version, by the cheapest call that the registry has: this is what is polled."""
 
     def open(
-        self, version: ModelVersion, file: ModelFile, *, offset: int = 0
+        self,
+        version: ModelVersion,
+        file: ModelFile,
+        *,
+        offset: int = 0,
+        end: int | None = None,
+        validator: str = "",
     ) -> AbstractAsyncContextManager[ByteStream]:
-        """The bytes of one file of a version that this client resolved, from `offset` where it can."""
+        """The bytes of one file of a version that this client resolved, from `offset` where it can.
+
+        `end` and `validator` are given only where `capabilities.parts` says so: up to `end` where it can, and
+        the whole file, from 0, where it is no longer the one that `validator` named.
+        """
 
     async def aclose(self) -> None:
         """Lets go of connections. The client is not used again."""

@@ -172,6 +172,8 @@ class Capabilities:
     """`sha256`, another algorithm's name, or `none`."""
     ranges: bool
     lineage: bool
+    parts: bool = False
+    """Several parts of one file may be asked for at once: `open` takes `end` and `validator`."""
     webhooks: bool = False
     publish: bool = False
     write_back: bool = False

@@ -17,14 +17,17 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
 from typing import TypeVar
+from urllib.request import getproxies
 
 import httpx
 import msgspec
 
 from registry_client.addresses import Resolver, check_target, origin, resolve_by_system, shown
+from registry_client.bulk import BulkTransport
 from registry_client.client import ByteStream
 from registry_client.errors import InvalidConfiguration, ProtocolError, RegistryError, Unavailable
 from registry_client.http_errors import FOREIGN, error_for, error_for_status
+from registry_client.parts import RANGE_HEADERS, WHOLE, Part, Sent, sent_part, strong_validator
 
 T = TypeVar("T")
 
@@ -35,7 +38,6 @@ REDIRECT_LIMIT = 3
 # 503 and 429 are asked for again, and so is what a proxy says when the server behind it restarts.
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e\x80-\xff]*")
 # The same bytes as stored: a compressed body has another length and cannot be resumed.
 _PLAIN = {"Accept-Encoding": "identity", "User-Agent": "turnout"}
@@ -79,6 +81,7 @@ Explain = Callable[[int, bytes], RegistryError | None]
 class _Call:
     """One request as it is being tried."""
 
+    client: httpx.AsyncClient
     method: str
     url: httpx.URL
     headers: Mapping[str, str]
@@ -95,6 +98,8 @@ class HttpTransport:
 
     base: httpx.URL
     client: httpx.AsyncClient = field(repr=False)
+    bulk: httpx.AsyncClient = field(repr=False)
+    """For the bodies of files."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     limits: TimeLimits = TimeLimits()
     retries: Retries = Retries()
@@ -115,26 +120,29 @@ class HttpTransport:
 
     @asynccontextmanager
     async def stream(
-        self, url: str, *, offset: int = 0, headers: Mapping[str, str] | None = None
+        self, url: str, part: Part = WHOLE, *, headers: Mapping[str, str] | None = None
     ) -> AsyncIterator[ByteStream]:
         """The body of a GET, as it comes. `url` is below the base, or absolute; `headers` go to its origin.
 
-        It begins at `offset` only if the server proves so by 206 and Content-Range, else at 0. A body that
-        ends early raises `Unavailable`.
+        It is the part only if the server proves so by 206 and Content-Range, else the whole file from 0. A
+        body that ends early raises `Unavailable`.
         """
         call = self._call("GET", url, None)
+        call.client = self.bulk
         await check_target(call.url, base=self.base, resolve=self.outside.resolve, came_from=shown(self.base))
-        own = dict(headers or {})
-        call.headers = {**own, "Range": f"bytes={offset}-"} if offset else own
-        async with self._opened(call, offset) as (response, start):
+        call.headers = {**dict(headers or {}), **part.headers}
+        async with self._opened(call, part) as (response, sent):
             yield ByteStream(
-                offset=start,
-                total_bytes=_total_bytes(response, start),
+                offset=sent.start,
+                total_bytes=sent.total_bytes,
                 chunks=_chunks(response, shown(response.url)),
+                end=sent.end if part.end is not None else None,
+                validator=strong_validator(response),
             )
 
     async def aclose(self) -> None:
         await self.client.aclose()
+        await self.bulk.aclose()
 
     def _call(self, method: str, url: str, params: Mapping[str, str] | None) -> _Call:
         text = url if "://" in url else f"{str(self.base).rstrip('/')}/{url.lstrip('/')}"
@@ -142,7 +150,7 @@ class HttpTransport:
             target = httpx.URL(text, params=params) if params else httpx.URL(text)
         except httpx.InvalidURL as error:
             raise error_for(error, shown(self.base)) from None
-        return _Call(method=method, url=target, headers={})
+        return _Call(client=self.client, method=method, url=target, headers={})
 
     async def _json(self, call: _Call, answer: type[T]) -> T:
         where = shown(call.url)
@@ -161,20 +169,23 @@ class HttpTransport:
             await response.aclose()
 
     @asynccontextmanager
-    async def _opened(self, call: _Call, offset: int) -> AsyncIterator[tuple[httpx.Response, int]]:
-        accepted = frozenset({416}) if offset else frozenset[int]()
+    async def _opened(self, call: _Call, part: Part) -> AsyncIterator[tuple[httpx.Response, Sent]]:
+        accepted = frozenset({416}) if part.headers else frozenset[int]()
         response = await self._with_retries(call, lambda: self._send_checked(call, accepted))
         try:
-            start = _start(response, offset)
-            if start is None:
-                # It cannot begin where we asked (the file may have changed): from the start, then.
+            sent = sent_part(response, part)
+            if sent is None and not (part.start and part.end):
+                # It cannot begin where we asked (the file may have changed): from the start, then. Not for
+                # one of many parts: each of them would fetch it all.
                 await response.aclose()
-                call.headers = {k: v for k, v in call.headers.items() if k != "Range"}
+                call.headers = {k: v for k, v in call.headers.items() if k not in part.headers}
                 response = await self._with_retries(call, lambda: self._send_checked(call))
-                start = _start(response, 0)
-            if start is None or response.headers.get("content-encoding", "identity") != "identity":
-                raise ProtocolError(f"{shown(response.url)} sent a part, or compressed, unasked")
-            yield response, start
+                sent = sent_part(response, WHOLE)
+            if sent is None or response.headers.get("content-encoding", "identity") != "identity":
+                raise ProtocolError(
+                    f"{shown(response.url)} sent another part than was asked for, or compressed"
+                )
+            yield response, sent
         finally:
             await response.aclose()
 
@@ -232,17 +243,17 @@ class HttpTransport:
             target = _location(response, url)
             await check_target(target, base=self.base, resolve=self.outside.resolve, came_from=came_from)
             if origin(target) != origin(url):
-                headers = {k: v for k, v in headers.items() if k == "Range"}
+                headers = {k: v for k, v in headers.items() if k in RANGE_HEADERS}
             url = target
         raise ProtocolError(f"{shown(call.url)} redirects more than {REDIRECT_LIMIT} times")
 
     async def _send_once(self, call: _Call, url: httpx.URL, headers: Mapping[str, str]) -> httpx.Response:
         own = self.headers if origin(url) == origin(self.base) else {}
-        request = self.client.build_request(
+        request = call.client.build_request(
             call.method, url, headers={**_PLAIN, **own, **headers}, content=call.body
         )
         try:
-            return await self.client.send(request, stream=True, follow_redirects=False)
+            return await call.client.send(request, stream=True, follow_redirects=False)
         except FOREIGN as error:
             # Not `from error`: a traceback would show the headers that httpx puts into some of its texts.
             raise error_for(error, shown(url)) from None
@@ -264,16 +275,21 @@ def open_transport(
             raise InvalidConfiguration(f"the value of {name} for {shown(base)} has control characters in it")
     chosen = limits or TimeLimits()
     outer = outside or Outside()
-    client = httpx.AsyncClient(
-        verify=tls,
-        timeout=httpx.Timeout(chosen.read_s, connect=chosen.connect_s),
-        transport=outer.network,
-    )
-    # No cookie is kept: they are credentials too, and no registry needs them.
-    client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+    context = tls if isinstance(tls, ssl.SSLContext) else httpx.create_ssl_context(verify=tls)
+
+    def client(network: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
+        timeout = httpx.Timeout(chosen.read_s, connect=chosen.connect_s)
+        made = httpx.AsyncClient(verify=context, timeout=timeout, transport=network)
+        # No cookie is kept: they are credentials too, and no registry needs them.
+        made.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        return made
+
+    # Only httpx knows what the environment says of proxies: with one, its own way is taken for files too.
+    direct = outer.network is None and not getproxies()
     return HttpTransport(
         base=base,
-        client=client,
+        client=client(outer.network),
+        bulk=client(BulkTransport(context) if direct else outer.network),
         headers=dict(headers or {}),
         limits=chosen,
         retries=retries or Retries(),
@@ -302,24 +318,6 @@ def _location(response: httpx.Response, url: httpx.URL) -> httpx.URL:
         return url.join(response.headers["location"])
     except (KeyError, httpx.InvalidURL, ValueError):
         raise ProtocolError(f"{shown(url)} redirects to no usable address") from None
-
-
-def _start(response: httpx.Response, offset: int) -> int | None:
-    """Where the body begins; None where that is not what can be used."""
-    if response.status_code == 200:
-        return 0
-    found = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
-    if response.status_code == 206 and offset and found and int(found[1]) == offset:
-        return offset
-    return None
-
-
-def _total_bytes(response: httpx.Response, start: int) -> int | None:
-    found = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
-    if start and found:
-        return None if found[3] == "*" else int(found[3])
-    length = response.headers.get("content-length", "")
-    return int(length) if length.isdecimal() else None
 
 
 async def _chunks(response: httpx.Response, where: str) -> AsyncIterator[bytes]:

@@ -9,7 +9,7 @@ import msgspec
 
 from gateway.control.store import Member
 from gateway.routing.state import InForce, Pin, Route
-from gateway.routing.table import RouteEntry, compile_table
+from gateway.routing.table import RouteEntry, compile_route, compile_table
 from gateway.telemetry.observations import Counts, Labels, quantile_s, requests_by_code
 from registry_client import ModelVersion
 
@@ -26,7 +26,7 @@ def route_documents(held: InForce, totals: Mapping[Labels, Counts]) -> list[Docu
 
 def route_document(held: InForce, name: str, totals: Mapping[Labels, Counts]) -> Document:
     """One route with all that is known of it. The name exists."""
-    return _route(name, held.state.routes[name], compile_table(held)[name], held, totals)
+    return _route(name, held.state.routes[name], compile_route(held, name), held, totals)
 
 
 def member_document(member: Member) -> Document:

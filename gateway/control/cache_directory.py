@@ -1,6 +1,7 @@
 """The weights cache on the disk: where what lies, and how it comes and goes whole.
 
     <cache>/versions/<digest>/manifest.json, files/…   complete and verified
+                              derived/…                what workers made of it to share, see serving/engines/mapped
             partial/<release>/manifest.json, files/…   being fetched, or broken off
             releases/<release>.json                    which digest a registry's release has
             quarantine/…                               wrong bytes, kept for people
@@ -35,6 +36,7 @@ from registry_client.models import ModelVersion, version_digest
 DIGEST = re.compile(r"[0-9a-f]{64}")
 MANIFEST = "manifest.json"
 FILES = "files"
+DERIVED = "derived"
 QUARANTINED = 4
 """How many wrong versions are kept; the oldest goes first."""
 
@@ -162,7 +164,9 @@ class CacheDirectory:
                 found.append(
                     CacheEntry(
                         digest=manifest.digest,
-                        size_bytes=sum(file.size_bytes for file in manifest.files),
+                        # With what workers have derived from it, which goes with it.
+                        size_bytes=sum(file.size_bytes for file in manifest.files)
+                        + tree_bytes(directory / DERIVED),
                         last_used_s=(directory / MANIFEST).stat().st_mtime,
                         registry=manifest.registry,
                         model=manifest.model_name,
@@ -234,7 +238,9 @@ def tree_bytes(directory: Path) -> int:
     total = 0
     for path in _files(directory):
         with suppress(FileNotFoundError):
-            total += os.lstat(path).st_size
+            status = os.lstat(path)
+            # A file that is filled in spans has gaps, which take no room yet.
+            total += min(status.st_size, status.st_blocks * 512)
     return total
 
 

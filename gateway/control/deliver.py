@@ -18,7 +18,7 @@ from gateway.control.store import Author
 from gateway.control.versions import Versions
 from gateway.control.weights_errors import WeightsError
 from gateway.routing.state import EMPTY, Deny, DenyKey, EngineOptions, InForce, Pin, Revision, State
-from gateway.routing.table import compile_table
+from gateway.routing.table import Tables
 from registry_client.errors import RegistryError
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ class Deliverer:
         events: Events,
         on_flip: Callable[[float], None] = lambda _: None,
     ) -> None:
+        self.tables = Tables()
         self._path = path
         self._versions = versions
         self._workers = workers
@@ -101,7 +102,7 @@ class Deliverer:
     async def start(self, mirrored: InForce) -> None:
         """The last-known-good state, with the versions that are in the cache; the rest is fetched by `run`."""
         self._target = mirrored
-        await self._versions.recall(pin for pin, _ in _required(mirrored).values())
+        await self._versions.recall(pin for pin, _ in self.required(mirrored).values())
         await asyncio.wait([self._ring(mirrored)])
         self._wake.set()
 
@@ -110,6 +111,9 @@ class Deliverer:
         if target.revision < self._target.revision:
             return
         target = msgspec.structs.replace(target, denies={**self._unpublished(target), **target.denies})
+        if target.state == self.held.state:
+            # The very same object, so that whoever has it sees at once that nothing in it is new.
+            target = msgspec.structs.replace(target, state=self.held.state)
         self._target = target
         if self._only_denies_differ(target):
             if target != self.held:
@@ -139,8 +143,8 @@ class Deliverer:
 
         Raises `PrepareFailed`, which names the version and the reason.
         """
-        needed = _required(InForce(revision=EMPTY.revision, state=state, denies=denies))
-        present = _required(self.held)
+        needed = self.required(InForce(revision=EMPTY.revision, state=state, denies=denies))
+        present = self.required(self.held)
         limit = asyncio.Semaphore(FETCHES_AT_ONCE)
 
         async def one(pin: Pin, options: EngineOptions, route: str) -> None:
@@ -194,9 +198,17 @@ class Deliverer:
         async with self._changed:
             await self._changed.wait_for(lambda: max(self.acknowledged.revision, self._refused) >= revision)
 
+    def required(self, held: InForce) -> dict[tuple[str, EngineOptions], tuple[Pin, str]]:
+        """(digest, options) → the pin and one route that needs it."""
+        return {
+            (pin.digest, entry.engine): (pin, name)
+            for name, entry in self.tables.of(held).items()
+            for pin in entry.required
+        }
+
     def in_use(self) -> set[str]:
         """Digests that must stay in the weights cache."""
-        return {digest for held in (self.held, self._target) for digest, _ in _required(held)}
+        return {digest for held in (self.held, self._target) for digest, _ in self.required(held)}
 
     def _only_denies_differ(self, target: InForce) -> bool:
         return target.state == self.held.state and not self._missing(target)
@@ -206,7 +218,7 @@ class Deliverer:
         return whole and not self.applied.errors and not self.error
 
     def _missing(self, held: InForce) -> bool:
-        return any(not self._versions.fetched(digest) for digest, _ in _required(held))
+        return any(not self._versions.fetched(digest) for digest, _ in self.required(held))
 
     def _unpublished(self, target: InForce) -> dict[DenyKey, Deny]:
         """Denies that only this replica knows yet: what the store says does not lift them."""
@@ -240,7 +252,7 @@ class Deliverer:
 
     async def _acknowledge(self, before: InForce, held: InForce) -> None:
         started = time.monotonic()
-        paths = self._versions.paths(pin for pin, _ in _required(held).values())
+        paths = self._versions.paths(pin for pin, _ in self.required(held).values())
         # Both at once: a rollback does not wait for the disk, the acknowledgement does.
         applied, _ = await asyncio.gather(self._workers.apply(held, paths), self._write())
         if held is self.held:
@@ -282,12 +294,3 @@ class Deliverer:
 
 def _also_denied(held: InForce, denies: Mapping[DenyKey, Deny]) -> InForce:
     return msgspec.structs.replace(held, denies={**denies, **held.denies})
-
-
-def _required(held: InForce) -> dict[tuple[str, EngineOptions], tuple[Pin, str]]:
-    """(digest, options) → the pin and one route that needs it."""
-    return {
-        (pin.digest, entry.engine): (pin, name)
-        for name, entry in compile_table(held).items()
-        for pin in entry.required
-    }

@@ -25,8 +25,6 @@ from gateway.routing.state import (
     Revision,
     State,
     StateError,
-    encode_state,
-    state_sha256,
 )
 
 STATE_NAME = "state.json"
@@ -244,7 +242,7 @@ class FileStore:
             actor=author.actor,
             reason=reason,
             op_id=author.op_id,
-            sha256=state_sha256(encode_state(held.state)),
+            sha256=held.state.sha256,
             changes=list(changes),
         )
 

@@ -1,6 +1,8 @@
 """One file while it is fetched: hashed as it is written, and again from its start when it is resumed.
 
-All of it blocks; callers on an event loop go through a thread.
+It grows at its end, or in spans that come side by side; then the hash follows behind the first one that is
+missing, and reads back what lies in the page cache still. All of it blocks; callers on an event loop go
+through a thread.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from gateway.control.cached_version import CachedFile
+from gateway.control.missing_spans import MissingFile, Span
 from gateway.control.state_file import write_all
 from registry_client.errors import IntegrityError
 from registry_client.models import ModelFile, Scope
@@ -21,12 +24,16 @@ _VERIFIABLE = frozenset(("md5", "sha1", "sha224", "sha256", "sha384", "sha512"))
 
 
 class PartialFile:
-    """Open for writing at its end; `size_bytes` are there already."""
+    """Open for writing; `size_bytes` from its start are there already, and hashed."""
 
-    def __init__(self, handle: int, file: ModelFile) -> None:
+    def __init__(self, handle: int, file: ModelFile, missing: MissingFile) -> None:
         self._handle = handle
         self._file = file
+        self._missing = missing
         self.size_bytes = 0
+        self.spans: list[Span] = []
+        """What is missing, where it is fetched in spans; their starts move on as they are filled."""
+        self.validator = ""
         self._restart_hashes()
 
     @classmethod
@@ -34,9 +41,11 @@ class PartialFile:
         """Below `root`, a private directory. What is no plain file of our own there is replaced."""
         path = root / file.path
         _make_directories(root, path.parent)
+        missing = MissingFile(root, file.path)
         if fresh:
             path.unlink(missing_ok=True)
-        partial = cls(_open(path), file)
+            missing.remove()
+        partial = cls(_open(path), file, missing)
         try:
             partial._take_up()
         except BaseException:
@@ -44,15 +53,57 @@ class PartialFile:
             raise
         return partial
 
-    def append(self, content: bytes) -> None:
+    def append(self, content: bytes | memoryview) -> None:
         write_all(self._handle, content)
         self._hash(content)
+
+    @property
+    def held_bytes(self) -> int:
+        """What needs not be fetched any more."""
+        if not self.spans:
+            return self.size_bytes
+        return (self._file.size_bytes or 0) - sum(span.end - span.start for span in self.spans)
+
+    def divide(self, spans: list[Span], validator: str) -> None:
+        """From now on it is filled in `spans`, all of which are missing, of the file that `validator` names."""
+        self.spans, self.validator = spans, validator
+        self.keep_spans()
+
+    def write_into(self, span: Span, content: bytes | memoryview) -> None:
+        view = memoryview(content)
+        while view:
+            written = os.pwrite(self._handle, view, span.start)
+            span.start += written
+            view = view[written:]
+
+    def hash_on(self, limit_bytes: int) -> bool:
+        """Hashes up to `limit_bytes` more of what is there without a gap; whether there was any."""
+        edge = min(
+            (span.start for span in self.spans if span.start < span.end), default=self._file.size_bytes
+        )
+        assert edge is not None
+        todo = min(edge - self.size_bytes, limit_bytes)
+        buffer = memoryview(bytearray(BUFFER_BYTES))
+        for _ in range(-(-todo // BUFFER_BYTES)):
+            chunk = buffer[: min(BUFFER_BYTES, edge - self.size_bytes)]
+            count = os.preadv(self._handle, [chunk], self.size_bytes)
+            if not count:
+                raise IntegrityError(f"{self._file.path!r} was cut off while it was fetched")
+            self._hash(chunk[:count])
+        return todo > 0
+
+    def keep_spans(self) -> None:
+        """What is there is taken up after this, even by another process. First the bytes, then the note."""
+        os.fdatasync(self._handle)
+        self._missing.write(self._handle, self._file.size_bytes or 0, self.spans, self.validator)
 
     def restart(self) -> None:
         """Back to nothing."""
         os.ftruncate(self._handle, 0)
         os.lseek(self._handle, 0, os.SEEK_SET)
+        self._missing.remove()
         self.size_bytes = 0
+        self.spans, self.validator = [], ""
         self._restart_hashes()
 
     def finish(self) -> CachedFile:
@@ -67,18 +118,31 @@ class PartialFile:
                 f"{self._file.path!r} has {promised.algorithm} {self._promised.hexdigest()}, "
                 f"{promised.value} was promised"
             )
+        self._missing.remove()
         return CachedFile(path=self._file.path, size_bytes=self.size_bytes, sha256=self._sha256.hexdigest())
 
     def close(self) -> None:
         os.close(self._handle)
 
     def _take_up(self) -> None:
+        if self._missing.exists():
+            self._take_up_spans()
+            return
         while chunk := os.read(self._handle, BUFFER_BYTES):
             self._hash(chunk)
         if self._file.size_bytes is not None and self.size_bytes > self._file.size_bytes:
             self.restart()
 
-    def _hash(self, content: bytes) -> None:
+    def _take_up_spans(self) -> None:
+        found = self._missing.read(self._handle, self._file.size_bytes or 0)
+        if found is None:
+            self.restart()
+            return
+        self.spans, self.validator = found
+        while self.hash_on(BUFFER_BYTES):
+            pass
+
+    def _hash(self, content: bytes | memoryview) -> None:
         self._sha256.update(content)
         if self._promised is not None and self._promised is not self._sha256:
             self._promised.update(content)

@@ -47,7 +47,7 @@ def write(path: Path, held: InForce) -> None:
     replace(path, encode_in_force(held))
 
 
-def replace(path: Path, content: bytes) -> None:
+def replace(path: Path, content: bytes | memoryview) -> None:
     """A reader sees the old bytes or the new ones, also after a loss of power. The mode is 0600."""
     temporary = _temporary(path)
     try:
@@ -89,7 +89,7 @@ def sync_directory(directory: Path) -> None:
         os.close(handle)
 
 
-def write_all(handle: int, content: bytes) -> None:
+def write_all(handle: int, content: bytes | memoryview) -> None:
     """`os.write` may stop early, at a limit or on a full disk; the next call then says why."""
     view = memoryview(content)
     while view:
@@ -100,7 +100,7 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp-{os.getpid()}-{os.urandom(4).hex()}")
 
 
-def _write_new(path: Path, content: bytes) -> None:
+def _write_new(path: Path, content: bytes | memoryview) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         write_all(handle, content)

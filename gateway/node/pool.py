@@ -20,7 +20,7 @@ from gateway.control.deliver import LoadFailed, WorkersApplied
 from gateway.node.balance import SLOT_BYTES
 from gateway.node.channel import CallFailed, Channel, ChannelClosed, Handler
 from gateway.node.worker import WorkerConfig
-from gateway.routing.state import EMPTY, EngineOptions, InForce, Pin, encode_in_force
+from gateway.routing.state import EMPTY, EngineOptions, InForce, Pin, State, encode_in_force
 from gateway.telemetry.observations import SIZE_BYTES, ObservedVersion, read_blocks
 from gateway.wire.oip_json import Limits
 
@@ -46,8 +46,23 @@ class _Slot:
         """It has the newest state, and is rung with every later one."""
         self.ready = False
         """It accepts connections, too."""
-        self.ring: dict[str, Any] | None = None
+        self.ring: _Ring | None = None
         """The last one that it took without an error."""
+        self.document: State | None = None
+        """What was sent to it last: a ring that only adds denies to it goes without."""
+
+
+class _Ring:
+    """A state as it is sent to the workers."""
+
+    def __init__(self, held: InForce, paths: dict[str, str]) -> None:
+        self._held = held
+        self._paths = paths
+
+    def message(self, slot: _Slot) -> dict[str, Any]:
+        """To be sent at once, and after all that was made before it: what `slot` has then is counted on."""
+        known, slot.document = slot.document is self._held.state, self._held.state
+        return {"held": encode_in_force(self._held, document=not known), "paths": self._paths}
 
 
 class WorkerPool:
@@ -75,7 +90,7 @@ class WorkerPool:
         self._slots = [_Slot(index) for index in range(count)]
         self._balance = tempfile.TemporaryFile(prefix="turnout-balance-")  # noqa: SIM115 - as long as the pool
         self._balance.truncate(count * SLOT_BYTES)
-        self._ring: dict[str, Any] = {"held": encode_in_force(EMPTY), "paths": {}}
+        self._ring = _Ring(EMPTY, {})
         self._stopping = False
         self.restarts = 0
 
@@ -112,8 +127,7 @@ class WorkerPool:
 
     async def apply(self, held: InForce, paths: Mapping[str, str]) -> WorkersApplied:
         """Rings every worker. `ok` counts those that swapped and have no answer of a denied version left."""
-        self._ring = {"held": encode_in_force(held), "paths": dict(paths)}
-        ring = self._ring
+        ring = self._ring = _Ring(held, dict(paths))
         rung = [
             self._ring_one(slot, slot.channel, ring) for slot in self._slots if slot.in_step and slot.channel
         ]
@@ -133,8 +147,12 @@ class WorkerPool:
             if isinstance(result, TimeoutError):
                 raise CallFailed("the load took too long", status=503, retry_after_s=5)
 
-    async def _ring_one(self, slot: _Slot, channel: Channel, ring: dict[str, Any]) -> Any:
-        result = await channel.call("apply", timeout_s=APPLY_TIMEOUT_S, **ring)
+    async def _ring_one(self, slot: _Slot, channel: Channel, ring: _Ring) -> Any:
+        try:
+            result = await channel.call("apply", timeout_s=APPLY_TIMEOUT_S, **ring.message(slot))
+        except BaseException:
+            slot.document = None  # nobody knows what it has now
+            raise
         if ring is self._ring:
             # Each as it answers: one that hangs does not make the others look as if they had not.
             slot.ring = None if result["errors"] else ring
@@ -234,7 +252,7 @@ class WorkerPool:
         try:
             while not slot.in_step:
                 ring = self._ring
-                result = await slot.channel.call("apply", **ring, timeout_s=LOAD_TIMEOUT_S)
+                result = await slot.channel.call("apply", **ring.message(slot), timeout_s=LOAD_TIMEOUT_S)
                 slot.ring = None if result["errors"] else ring
                 # A state that came meanwhile was not rung here: a denied version must not be served again.
                 slot.in_step = ring is self._ring
@@ -252,7 +270,7 @@ class WorkerPool:
         if slot.memory is not None:
             self._on_death(list(read_blocks(memoryview(slot.memory))))
         slot.in_step = slot.ready = False
-        slot.ring = None
+        slot.ring = slot.document = None
         slot.memory, slot.channel, slot.process = None, None, None
         self._on_change()
 

@@ -33,8 +33,7 @@ from gateway.control.versions import Versions
 from gateway.control.weights import FetchProgress, WeightsCache
 from gateway.node.explicit_calls import ExplicitCalls
 from gateway.node.pool import WorkerPool
-from gateway.routing.state import EMPTY, InForce, StateError, encode_state, state_sha256
-from gateway.routing.table import compile_table
+from gateway.routing.state import EMPTY, InForce, StateError
 from gateway.settings import Settings, SettingsError, check_settings
 from gateway.telemetry.ledger import Ledger
 from gateway.telemetry.metrics import Standing, TurnoutCollector
@@ -185,14 +184,14 @@ class Supervisor:
         """Of every declared variant: the version that answers for it, and the share that it gets."""
         return {
             Labels(name, variant, arm.pin.version): entry.shares_bp[variant] / 10_000
-            for name, entry in compile_table(self.deliverer.held).items()
+            for name, entry in self.deliverer.tables.of(self.deliverer.held).items()
             for variant, arm in entry.arms.items()
             if arm.variant == variant
         }
 
     def standing(self) -> Standing:
         held = self.deliverer.held
-        table = compile_table(held)
+        table = self.deliverer.tables.of(held)
         return Standing(
             epoch=held.revision.epoch,
             rev=held.revision.rev,
@@ -216,7 +215,7 @@ class Supervisor:
             rev=held.revision.rev,
             denies_rev=max((deny.rev for deny in held.denies.values()), default=0),
             deny_n=len(held.denies),
-            sha256=state_sha256(encode_state(held.state)),
+            sha256=held.state.sha256,
             status="NACK" if self.deliverer.error else "ACK",
             error=self.deliverer.error,
             workers_ok=self.pool.applied,

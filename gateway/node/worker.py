@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import mmap
 import signal
@@ -24,8 +25,8 @@ from gateway.control import state_file
 from gateway.node.balance import SLOT_BYTES, Balance
 from gateway.node.channel import CallFailed, Channel, ChannelClosed
 from gateway.node.data_server import DataServer
-from gateway.routing.state import EngineOptions, InForce, Pin, StateError, decode_in_force
-from gateway.routing.table import compile_table
+from gateway.routing.documents import Documents
+from gateway.routing.state import EngineOptions, InForce, Pin, StateError
 from gateway.serving.engine import EngineError
 from gateway.serving.explicit import ExplicitVersions, Located
 from gateway.serving.inference import Inference
@@ -70,7 +71,8 @@ class Worker:
         memory = mmap.mmap(config.observations_fd, SIZE_BYTES)
         self._live = Live(ObservationWriter(memoryview(memory)))
         load_threads = ThreadPoolExecutor(LOADS_AT_ONCE, thread_name_prefix="load")
-        self._loader = Loader(loop, load_threads, RunThreads(config.run_threads))
+        run_threads = RunThreads(config.run_threads)
+        self._loader = Loader(loop, load_threads, run_threads, shared=config.workers > 1)
         self._explicit = ExplicitVersions(self._live, self._loader, self._locate)
         self._channel = Channel(
             {
@@ -92,6 +94,7 @@ class Worker:
         self._paths: dict[str, str] = {}
         self._prepared: dict[EngineKey, float] = {}
         self._loading: dict[EngineKey, asyncio.Task[None]] = {}
+        self._documents = Documents()
         self._asked = 0
         self._swapped = 0
         self._draining = False
@@ -128,9 +131,11 @@ class Worker:
         """
         self._paths.update(paths)
         try:
-            return await self._apply(decode_in_force(held))
+            # In the order in which they were sent: a state without its document is about the one before it.
+            decoded = self._documents.in_force(held)
         except StateError as error:
             raise CallFailed(str(error)) from error
+        return await self._apply(decoded)
 
     async def _apply(self, held: InForce) -> dict[str, Any]:
         self._asked += 1
@@ -141,6 +146,10 @@ class Worker:
             self._swapped = asked
             await _idle(self._live.swap(held))
             self._retire_unneeded()
+            # What was loaded now stays: the collector would look at all of it again and again, and of 10,000
+            # routes that holds up every request for a tenth of a second.
+            gc.collect(1)
+            gc.freeze()
         return {
             "label": self._live.snapshot.label,
             "errors": errors,
@@ -154,6 +163,8 @@ class Worker:
             memory = mmap.mmap(self._config.balance_fd, self._config.workers * SLOT_BYTES)
             balance = Balance(memoryview(memory), self._config.index)
             self._server = DataServer(self._plane, listener, balance)
+            gc.collect()
+            gc.freeze()
             self._server.start()
 
     async def load_explicit(self, route: str, version: str) -> None:
@@ -192,13 +203,7 @@ class Worker:
 
     async def _load_required(self, held: InForce) -> dict[str, str]:
         """Loads what `held` needs and is in the cache. Returns digest → why it could not be loaded."""
-        keys = {
-            EngineKey(pin.digest, entry.engine): None
-            for entry in compile_table(held).values()
-            for pin in entry.required
-            if pin.digest in self._paths
-        }
-        missing = [key for key in keys if key not in self._live.engines]
+        missing = [key for key in self._live.lacking(held) if key.digest in self._paths]
         results = await asyncio.gather(*(self._ensure(key) for key in missing), return_exceptions=True)
         errors = {}
         for key, result in zip(missing, results, strict=True):

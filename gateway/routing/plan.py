@@ -9,7 +9,7 @@ import msgspec
 from gateway.routing.change import ChangeRefused, describe_serving
 from gateway.routing.manifest import DeclaredRoute, Manifest
 from gateway.routing.state import PREVIOUS_KEPT, InForce, Pin, Route, State, Variant
-from gateway.routing.table import compile_table
+from gateway.routing.table import compile_route
 
 Resolved = Mapping[str, Pin]
 """Reference as it is written → the pin behind it now; its digest is "" while it was never fetched."""
@@ -123,7 +123,7 @@ def _previous(name: str, fallback: Pin, held: InForce) -> tuple[Pin, ...]:
     route = held.state.routes.get(name)
     if route is None:
         return ()
-    serving = compile_table(held)[name].fallback
+    serving = compile_route(held, name).fallback
     pins = [serving.pin] if serving is not None else []
     pins += [pin for pin in route.previous if pin not in pins]
     return tuple(pin for pin in pins if not same_release(pin, fallback))[:PREVIOUS_KEPT]

@@ -32,6 +32,10 @@ class _Share:
     arm: Arm
 
 
+TABLES_KEPT = 4
+"""What serves, what is about to, and what a plan looks at."""
+
+
 class RouteEntry:
     """One route at one revision. Immutable; `pick` is called for every request.
 
@@ -55,18 +59,18 @@ class RouteEntry:
         self._only = self._shares[0].arm if len({share.arm for share in self._shares}) == 1 else None
         self._draws = [(share.weight_bp, share.hasher.copy, share.arm) for share in self._shares]
         self._cumulative = list(accumulate(share.weight_bp for share in self._shares))
-        self._route = route
+        self.route = route
 
     @property
     def model(self) -> tuple[str, str]:
         """(registry, model) of the route: what an explicit version is a version of."""
-        pin = self._route.variants[self._route.fallback].pin
+        pin = self.route.variants[self.route.fallback].pin
         return pin.registry, pin.model
 
     @cached_property
     def known_versions(self) -> Mapping[str, Pin]:
         """Pins of the route's model by version: those of its variants and those that it had before."""
-        pins = [*self._route.previous, *(variant.pin for variant in self._route.variants.values())]
+        pins = [*self.route.previous, *(variant.pin for variant in self.route.variants.values())]
         return {pin.version: pin for pin in pins if (pin.registry, pin.model) == self.model}
 
     @cached_property
@@ -74,7 +78,7 @@ class RouteEntry:
         """Where a rollback of the whole route would lead: kept loaded, so that it is a pointer swap."""
         if self.fallback is None:
             return None
-        beyond = fallback_arm(self._route, self.denied | {self.fallback.pin.digest})
+        beyond = fallback_arm(self.route, self.denied | {self.fallback.pin.digest})
         return beyond.pin if beyond is not None else None
 
     @cached_property
@@ -93,7 +97,7 @@ class RouteEntry:
     @cached_property
     def shares_bp(self) -> Mapping[str, int]:
         """The share that each variant gets in fact, denies applied."""
-        shares = dict.fromkeys(self._route.variants, 0)
+        shares = dict.fromkeys(self.route.variants, 0)
         for share in self._shares:
             shares[share.arm.variant] += share.weight_bp
         return shares
@@ -137,15 +141,65 @@ _TO_UNIT = 2.0**-52
 RouteTable = Mapping[str, RouteEntry]
 
 
-def compile_table(held: InForce) -> RouteTable:
-    """The table of one revision: the document minus what is denied."""
-    denied: dict[str, set[str]] = {}
-    for key in held.denies:
-        denied.setdefault(key.route, set()).add(key.digest)
+def compile_table(held: InForce, before: RouteTable | None = None) -> RouteTable:
+    """The table of one revision: the document minus what is denied.
+
+    Entries of `before` whose route and denies are the same are taken over, as the same objects.
+    """
+    denied = _denied(held)
+    known = before or {}
     return {
-        name: RouteEntry(name, route, frozenset(denied.get(name, ())))
+        name: _entry(name, route, denied.get(name, frozenset()), known.get(name))
         for name, route in held.state.routes.items()
     }
+
+
+def compile_route(held: InForce, name: str) -> RouteEntry:
+    """The entry of one route, which exists."""
+    denied = frozenset(key.digest for key in held.denies if key.route == name)
+    return RouteEntry(name, held.state.routes[name], denied)
+
+
+class Tables:
+    """Compiles each state once, and of the next one only what differs: a deny costs one entry of 10,000."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[InForce, RouteTable]] = []
+
+    def of(self, held: InForce) -> RouteTable:
+        for known, table in self._kept:
+            if known is held:
+                return table
+        table = self._compile(held)
+        self._kept = [(held, table), *self._kept[: TABLES_KEPT - 1]]
+        return table
+
+    def _compile(self, held: InForce) -> RouteTable:
+        for known, table in self._kept:
+            if known.state is held.state:
+                denied = _denied(held)
+                return {
+                    **table,
+                    **{
+                        key.route: _entry(key.route, route, denied.get(key.route, frozenset()), None)
+                        for key in known.denies.keys() ^ held.denies.keys()
+                        if (route := held.state.routes.get(key.route)) is not None
+                    },
+                }
+        return compile_table(held, self._kept[0][1] if self._kept else None)
+
+
+def _denied(held: InForce) -> dict[str, frozenset[str]]:
+    denied: dict[str, frozenset[str]] = {}
+    for key in held.denies:
+        denied[key.route] = denied.get(key.route, frozenset()) | {key.digest}
+    return denied
+
+
+def _entry(name: str, route: Route, denied: frozenset[str], before: RouteEntry | None) -> RouteEntry:
+    if before is not None and before.denied == denied and (before.route is route or before.route == route):
+        return before
+    return RouteEntry(name, route, denied)
 
 
 def fallback_arm(route: Route, denied: frozenset[str]) -> Arm | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from gateway.serving.batching import Work
 from gateway.serving.classification import classify
@@ -20,6 +21,14 @@ NOTHING_ASKED = InferRequest(inputs=[])
 """Stands for a request that could not be decoded."""
 
 
+class Refusing(Protocol):
+    """Where requests are counted that reach no version."""
+
+    @property
+    def refused(self) -> VersionObservations:
+        """Memory is taken when there is one."""
+
+
 class Answer(Work):
     """What a request becomes: work for a version, then its outputs or the reason why there are none.
 
@@ -29,6 +38,7 @@ class Answer(Work):
 
     __slots__ = (
         "_arrived",
+        "_refusing",
         "_response",
         "error",
         "gone",
@@ -45,15 +55,14 @@ class Answer(Work):
         self,
         route_name: str,
         revision: str,
-        observations: VersionObservations,
+        refusing: Refusing,
         started_ns: int,
         arrived: Callable[[Answer], None],
     ) -> None:
         """`Work` is set up by `queue`, once it is known which version is to run."""
         self.route_name = route_name
         self.revision = revision
-        self.observations = observations
-        """Where the request is counted: the route's own block until a version was chosen."""
+        self._refusing = refusing
         self.started_ns = started_ns
         self._arrived = arrived
         self.done = None
@@ -70,14 +79,14 @@ class Answer(Work):
 
     def queue(self, served: ServedArm, request: InferRequest, deadline_ns: int) -> None:
         """Has the version run the request. Raises `InferenceError` where it will not."""
-        self.observations = served.observations
         self.request = request
         self.served = served
         served.enter()
+        self.observations = served.observations
         loaded = served.loaded
         batcher = loaded.batcher
         inputs, outputs = loaded.checker.check(self.route_name, request)
-        Work.__init__(self, inputs, outputs, batcher.batchable, deadline_ns, served.observations, _ignore)
+        Work.__init__(self, inputs, outputs, batcher.batchable, deadline_ns, self.observations, _ignore)
         batcher.submit(self)
 
     def fail(self, error: InferenceError) -> None:
@@ -87,9 +96,12 @@ class Answer(Work):
 
     def finish(self, code: int) -> None:
         """The client has its answer, with this status, or is gone (499)."""
-        self.observations.answered(code, time.perf_counter_ns() - self.started_ns)
+        duration_ns = time.perf_counter_ns() - self.started_ns
         served = self.served
-        if served is not None:
+        if served is None:
+            self._refusing.refused.answered(code, duration_ns)
+        else:
+            self.observations.answered(code, duration_ns)
             self.served = None
             served.leave()
 

@@ -15,7 +15,6 @@ from gateway.serving.answer import Answer
 from gateway.serving.explicit import ExplicitVersions
 from gateway.serving.live import Live, LiveRoute, ServedArm
 from gateway.serving.tensors import InferenceError, InferRequest
-from gateway.telemetry.observations import UNKNOWN
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +54,10 @@ class Inference:
         snapshot = self._live.snapshot
         route = snapshot.routes.get(route_name)
         if route is None:
-            observations = self._live.refused(UNKNOWN)
-            answer = Answer(route_name, snapshot.label, observations, started_ns, done)
+            answer = Answer(route_name, snapshot.label, self._live.unknown, started_ns, done)
             answer.fail(_unknown(route_name))
             return answer
-        answer = Answer(route_name, snapshot.label, route.refused, started_ns, done)
+        answer = Answer(route_name, snapshot.label, route, started_ns, done)
         timeout_us = request.timeout_us
         if timeout_us is None:
             deadline_ns = started_ns + route.timeout_ns
@@ -103,8 +101,7 @@ class Inference:
         """Counts and answers a request that could not be decoded."""
         snapshot = self._live.snapshot
         route = snapshot.routes.get(route_name)
-        observations = route.refused if route is not None else self._live.refused(UNKNOWN)
-        answer = Answer(route_name, snapshot.label, observations, started_ns, done)
+        answer = Answer(route_name, snapshot.label, route or self._live.unknown, started_ns, done)
         answer.fail(error)
         return answer
 

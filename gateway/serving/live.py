@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from gateway.routing.state import EMPTY, EngineOptions, InForce, Pin
-from gateway.routing.table import Arm, RouteEntry, compile_table
+from gateway.routing.table import Arm, RouteEntry, Tables
 from gateway.serving.batching import Batcher
 from gateway.serving.engine import Engine
 from gateway.serving.validation import Checker
-from gateway.telemetry.observations import Labels, ObservationWriter, VersionObservations
+from gateway.telemetry.observations import UNKNOWN, Labels, ObservationWriter, VersionObservations
 
 PINNED = "pinned"
 """The variant label of requests that name their version themselves."""
@@ -58,18 +59,24 @@ class LoadedVersion:
 class ServedArm:
     """A variant of a route with the loaded version that answers for it; lives across snapshots."""
 
-    __slots__ = ("_idle", "_in_flight", "digest", "labels", "loaded", "observations", "pin")
+    __slots__ = ("_block", "_idle", "_in_flight", "_writer", "digest", "labels", "loaded", "pin")
 
-    def __init__(
-        self, labels: Labels, pin: Pin, loaded: LoadedVersion, observations: VersionObservations
-    ) -> None:
+    def __init__(self, labels: Labels, pin: Pin, loaded: LoadedVersion, writer: ObservationWriter) -> None:
         self.labels = labels
         self.pin = pin
         self.digest = pin.digest
         self.loaded = loaded
-        self.observations = observations
+        self._writer = writer
+        self._block: VersionObservations | None = None
         self._in_flight = 0
         self._idle: list[Callable[[], None]] = []
+
+    @property
+    def observations(self) -> VersionObservations:
+        """Memory is taken with the first count: most of 10,000 declared routes are hardly ever asked."""
+        if self._block is None:
+            self._block = self._writer.block(self.labels)
+        return self._block
 
     def enter(self) -> None:
         """From here to `leave`, the answer of one request counts as this arm's; the arm has one lease for all."""
@@ -89,7 +96,8 @@ class ServedArm:
 
     def observe(self) -> None:
         """Shows how many requests are in flight: with each run and when there are none, not with each request."""
-        self.observations.in_flight(self._in_flight)
+        if self._block is not None:
+            self._block.in_flight(self._in_flight)
 
     @property
     def busy(self) -> bool:
@@ -108,32 +116,49 @@ class LiveRoute:
 
     __slots__ = (
         "_answering",
+        "_refused",
+        "_writer",
         "arms",
         "chosen",
+        "complete",
         "entry",
-        "refused",
+        "keys",
         "sticky_kind",
         "sticky_name",
         "timeout_ns",
     )
 
     def __init__(
-        self, entry: RouteEntry, arms: Mapping[str, ServedArm], refused: VersionObservations
+        self,
+        entry: RouteEntry,
+        arms: Mapping[str, ServedArm],
+        engines: Collection[EngineKey],
+        writer: ObservationWriter,
     ) -> None:
         self.entry = entry
+        self.keys = required_keys(entry)
+        self.complete = all(key in engines for key in self.keys)
+        """Whether all that the entry needs was loaded when this was made: then it is never made again."""
         self.arms = arms
         """By variant name; a variant whose version is not loaded here is missing."""
         # By the name that an arm has itself, which for a denied variant's is the fallback's: an arm is one variant's
         # only, and the hash of a name costs nothing.
         self._answering = {arm.variant: arms[name] for name, arm in entry.arms.items() if name in arms}
-        self.refused = refused
-        """Where requests are counted that reach no version."""
+        self._writer = writer
+        self._refused: VersionObservations | None = None
         self.chosen: dict[bytes, ServedArm] = {}
         """By sticky key, of those that were seen lately: the same users come again and again."""
         self.timeout_ns = entry.timeout_ms * 1_000_000
         kind, _, name = entry.sticky.partition(":")
         self.sticky_kind = kind
         self.sticky_name = name.lower().encode() if kind == "header" else name.encode()
+
+    @property
+    def refused(self) -> VersionObservations:
+        """Where requests are counted that reach no version; memory is taken when one does."""
+        if self._refused is None:
+            self._refused = self._writer.block(Labels(self.entry.name, "", ""))
+        return self._refused
 
     @property
     def ready(self) -> bool:
@@ -160,18 +185,58 @@ class Snapshot:
 
     def missing(self) -> list[str]:
         """Routes whose split needs a version that is not loaded."""
-        return [name for name, route in self.routes.items() if not route.ready]
+        return [name for name, route in self.routes.items() if not route.complete and not route.ready]
+
+
+def required_keys(entry: RouteEntry) -> tuple[EngineKey, ...]:
+    """What must be loaded for a route."""
+    return tuple(EngineKey(pin.digest, entry.engine) for pin in entry.required)
+
+
+_Served = dict[tuple[Labels, EngineKey], ServedArm]
+
+
+class UnknownRoute:
+    """Where requests for names that no route has are counted."""
+
+    def __init__(self, writer: ObservationWriter) -> None:
+        self._writer = writer
+
+    @property
+    def refused(self) -> VersionObservations:
+        return self._writer.block(Labels(UNKNOWN, "", ""))
 
 
 class Live:
-    """Holds the one reference that requests read; `swap` replaces it. Used on the event loop only."""
+    """Holds the one reference that requests read; `swap` replaces it. Used on the event loop only.
+
+    A swap makes anew only what has changed: with 10,000 routes, one that is rolled back is one of them.
+    """
 
     def __init__(self, observations: ObservationWriter) -> None:
         self._observations = observations
-        self._served: dict[tuple[Labels, EngineKey], ServedArm] = {}
+        self.unknown = UnknownRoute(observations)
+        self._tables = Tables()
+        self._served: dict[str, _Served] = {}
+        """By route: the arms of the snapshot, and the explicit ones."""
+        self._explicit_routes: set[str] = set()
+        self._needed: Counter[EngineKey] = Counter()
+        """How many routes of the snapshot need an engine."""
+        self._made_with: dict[EngineKey, LoadedVersion] = {}
         self._leaving: list[ServedArm] = []
         self.engines: dict[EngineKey, LoadedVersion] = {}
         self.snapshot = Snapshot(EMPTY, {})
+
+    def lacking(self, held: InForce) -> set[EngineKey]:
+        """What `held` needs and is not loaded."""
+        routes = self.snapshot.routes
+        return {
+            key
+            for name, entry in self._tables.of(held).items()
+            if not _still_good(routes.get(name), entry)
+            for key in required_keys(entry)
+            if key not in self.engines
+        }
 
     def swap(self, held: InForce) -> list[ServedArm]:
         """Makes `held` the truth for every request from now on, with the engines that are loaded.
@@ -179,15 +244,25 @@ class Live:
         Returns the arms that may answer no more because they are denied, and those of earlier swaps that are
         not idle yet: the swap is complete for an operator when they all are.
         """
-        before = self._served
-        routes_before = self.snapshot.routes.keys()
-        self._served = {}
-        routes = {name: self._live_route(entry, before) for name, entry in compile_table(held).items()}
+        table, known = self._tables.of(held), self.snapshot.routes
+        replaced = {key for key in self._needed if self.engines.get(key) is not self._made_with.get(key)}
+        changed = {
+            name
+            for name, entry in table.items()
+            if not _still_good(known.get(name), entry)
+            or name in self._explicit_routes
+            or (replaced and not replaced.isdisjoint(known[name].keys))
+        }
+        removed = known.keys() - table.keys()
+        before = {name: self._served.pop(name, {}) for name in changed | removed}
+        routes = {**known, **{name: self._live_route(table[name], before[name]) for name in changed}}
+        for name in removed:
+            del routes[name]
         self.snapshot = Snapshot(held, routes)
-        gone = [arm for key, arm in before.items() if key not in self._served]
-        for labels in {arm.labels for arm in gone} - {labels for labels, _ in self._served}:
-            self._observations.retire(labels)
-        for name in routes_before - routes.keys():
+        self._count_needs(known, routes, changed | removed)
+        self._explicit_routes = {name for name in self._explicit_routes & changed if self._has_explicit(name)}
+        gone = self._retire_arms(before)
+        for name in removed:
             self._observations.retire(Labels(name, "", ""))
         denied = [arm for arm in gone if (arm.labels.route, arm.digest) in held.denies]
         self._leaving = [arm for arm in (*self._leaving, *denied) if arm.busy]
@@ -206,56 +281,73 @@ class Live:
             loaded.retire()
 
     def required_keys(self) -> set[EngineKey]:
-        return {
-            EngineKey(pin.digest, route.entry.engine)
-            for route in self.snapshot.routes.values()
-            for pin in route.entry.required
-        }
+        return set(self._needed)
 
     def explicit(self, route: LiveRoute, pin: Pin, loaded: LoadedVersion) -> ServedArm:
         """The arm for requests that name this version themselves."""
-        labels = Labels(route.entry.name, PINNED, pin.version)
-        return self._served_arm(labels, pin, loaded, self._served)
+        name = route.entry.name
+        self._explicit_routes.add(name)
+        served = self._served.setdefault(name, {})
+        return self._served_arm(Labels(name, PINNED, pin.version), pin, loaded, served, served)
 
     def forget_explicit(self, route: str, pin: Pin) -> None:
         """The version was only loaded because somebody named it, and it is not wanted any more."""
-        for served_key, arm in list(self._served.items()):
+        served = self._served.get(route, {})
+        for key, arm in list(served.items()):
             if arm.labels == (route, PINNED, pin.version) and arm.digest == pin.digest:
-                del self._served[served_key]
+                del served[key]
                 self._observations.retire(arm.labels)
 
-    def refused(self, route: str) -> VersionObservations:
-        """Where requests are counted that reach no version of `route`."""
-        return self._observations.block(Labels(route, "", ""))
-
-    def _live_route(
-        self, entry: RouteEntry, before: Mapping[tuple[Labels, EngineKey], ServedArm]
-    ) -> LiveRoute:
+    def _live_route(self, entry: RouteEntry, before: _Served) -> LiveRoute:
+        served = self._served[entry.name] = _Served()
         arms = {}
         for name, arm in entry.arms.items():
             loaded = self.engines.get(EngineKey(arm.pin.digest, entry.engine))
             if loaded is not None:
                 labels = Labels(entry.name, arm.variant, arm.pin.version)
-                arms[name] = self._served_arm(labels, arm.pin, loaded, before)
-        for (labels, key), served in before.items():
+                arms[name] = self._served_arm(labels, arm.pin, loaded, before, served)
+        for (labels, key), explicit in before.items():
             # Explicit versions stay as long as they are allowed and their engine is loaded.
-            explicit = labels.route == entry.name and labels.variant == PINNED
-            if explicit and served.digest not in entry.denied and key in self.engines:
-                self._served[labels, key] = served
-        return LiveRoute(entry, arms, self.refused(entry.name))
+            allowed = labels.variant == PINNED and explicit.digest not in entry.denied
+            if allowed and key in self.engines:
+                served[labels, key] = explicit
+        return LiveRoute(entry, arms, self.engines.keys(), self._observations)
 
     def _served_arm(
-        self,
-        labels: Labels,
-        pin: Pin,
-        loaded: LoadedVersion,
-        before: Mapping[tuple[Labels, EngineKey], ServedArm],
+        self, labels: Labels, pin: Pin, loaded: LoadedVersion, before: _Served, served: _Served
     ) -> ServedArm:
         key = (labels, loaded.key)
-        served = self._served.get(key) or before.get(key)
-        if served is None or served.loaded is not loaded:
-            served = ServedArm(labels, pin, loaded, self._observations.block(labels))
-        else:
-            self._observations.block(labels)
-        self._served[key] = served
-        return served
+        arm = served.get(key) or before.get(key)
+        if arm is None or arm.loaded is not loaded:
+            arm = ServedArm(labels, pin, loaded, self._observations)
+        self._observations.revive(labels)
+        served[key] = arm
+        return arm
+
+    def _count_needs(
+        self, before: Mapping[str, LiveRoute], after: Mapping[str, LiveRoute], names: Iterable[str]
+    ) -> None:
+        for name in names:
+            self._needed.update(after[name].keys if name in after else ())
+            self._needed.subtract(before[name].keys if name in before else ())
+        self._needed = +self._needed  # those at zero go
+        self._made_with = dict(self.engines)
+
+    def _retire_arms(self, before: Mapping[str, _Served]) -> list[ServedArm]:
+        gone = []
+        for name, arms in before.items():
+            served = self._served.get(name, {})
+            still = {labels for labels, _ in served}
+            for key, arm in arms.items():
+                if key not in served:
+                    gone.append(arm)
+                    if arm.labels not in still:
+                        self._observations.retire(arm.labels)
+        return gone
+
+    def _has_explicit(self, name: str) -> bool:
+        return any(labels.variant == PINNED for labels, _ in self._served.get(name, {}))
+
+
+def _still_good(known: LiveRoute | None, entry: RouteEntry) -> bool:
+    return known is not None and known.entry is entry and known.complete

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gateway.serving.batching import LOOP_BUDGET_NS, Batcher
 from gateway.serving.engine import Engine, EngineError
+from gateway.serving.engines.mapped import derived_directory
 from gateway.serving.engines.onnx import load_onnx
 from gateway.serving.live import EngineKey, LoadedVersion
 from gateway.serving.run_threads import RunThreads
@@ -25,8 +26,15 @@ class Loader:
     """Makes loaded versions in threads of its own: the threads of inference never wait for a load."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, load_threads: Executor, run_threads: RunThreads
+        self,
+        loop: asyncio.AbstractEventLoop,
+        load_threads: Executor,
+        run_threads: RunThreads,
+        *,
+        shared: bool = False,
     ) -> None:
+        """`shared` says that there are other workers, with which weights may be shared."""
+        self._shared = shared
         self._loop = loop
         self._load_threads = load_threads
         self._run_threads = run_threads
@@ -36,17 +44,23 @@ class Loader:
     async def load(self, key: EngineKey, path: str) -> LoadedVersion:
         """The version at `path`, loaded and warm. Raises `EngineError` with the engine's reason."""
         async with self._slots:
-            engine, run_ns = await self._loop.run_in_executor(self._load_threads, _load, key, Path(path))
+            derived = derived_directory(Path(path), key.digest) if self._shares(key) else None
+            engine, run_ns = await self._loop.run_in_executor(
+                self._load_threads, _load, key, Path(path), derived
+            )
         lane = self._run_threads.lane(run_ns)
         batcher = Batcher(engine, key.options, self._loop, lane, run_ns=run_ns, turns=self._turns)
         return LoadedVersion(key, engine, batcher, self._close)
+
+    def _shares(self, key: EngineKey) -> bool:
+        return self._shared or key.options.share_weights == "on"
 
     def _close(self, engine: Engine) -> None:
         self._load_threads.submit(engine.close)
 
 
-def _load(key: EngineKey, path: Path) -> tuple[Engine, int]:
-    engine = load_onnx(path, key.options)
+def _load(key: EngineKey, path: Path, derived: Path | None) -> tuple[Engine, int]:
+    engine = load_onnx(path, key.options, derived)
     try:
         engine.warm()
         # The second run tells what a run costs; the first one pays for lazy set-up.

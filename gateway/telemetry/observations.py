@@ -45,7 +45,7 @@ IN_FLIGHT = LIMIT + 1
 REJECTED = IN_FLIGHT + 1
 BLOCK_SLOTS = 2048
 BLOCK_BYTES = BLOCK_SLOTS * 8
-CAPACITY = 4096
+CAPACITY = 16_384
 """Blocks of one worker. The memory is a sparse file: a block that was never used takes none."""
 SIZE_BYTES = CAPACITY * BLOCK_BYTES
 assert REJECTED < BLOCK_SLOTS
@@ -148,6 +148,12 @@ class ObservationWriter:
             block = self._allocate(labels)
         block._set_live(True)
         return block
+
+    def revive(self, labels: Labels) -> None:
+        """The version is back: if it ever counted anything, its series go on."""
+        block = self._blocks.get(labels)
+        if block is not None:
+            block._set_live(True)
 
     def retire(self, labels: Labels) -> None:
         """The version is gone from this worker: its series end unless another worker has it."""

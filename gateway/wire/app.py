@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.routing.manifest import NAME
+from gateway.routing.names import NAME
 from gateway.serving.explicit import ExplicitVersions
 from gateway.serving.inference import Inference
 from gateway.serving.live import Live

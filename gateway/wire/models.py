@@ -9,7 +9,7 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from gateway.routing.manifest import NAME
+from gateway.routing.names import NAME
 from gateway.serving.explicit import ExplicitVersions
 from gateway.serving.live import EngineKey, Live, LiveRoute, LoadedVersion
 from gateway.serving.tensors import InferenceError

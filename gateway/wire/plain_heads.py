@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from gateway.routing.manifest import NAME
+from gateway.routing.names import NAME
 
 Target = tuple[str, "str | None"]
 """Route and version."""

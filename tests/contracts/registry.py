@@ -43,7 +43,7 @@ async def download(
 ) -> tuple[int, bytes]:
     """(where the stream began, its bytes)."""
     async with client.open(version, file, offset=offset) as stream:
-        return stream.offset, b"".join([chunk async for chunk in stream.chunks])
+        return stream.offset, b"".join([bytes(chunk) async for chunk in stream.chunks])
 
 
 class RegistryContract:

@@ -58,7 +58,7 @@ async def client(root: Path) -> AsyncIterator[DirectoryClient]:
 async def whole(client: DirectoryClient, model: str, revision: str) -> bytes:
     version = await client.resolve(model, revision)
     async with client.open(version, version.files[0]) as stream:
-        return b"".join([chunk async for chunk in stream.chunks])
+        return b"".join([bytes(chunk) async for chunk in stream.chunks])
 
 
 def test_publishing_one_file(root: Path, source: Path) -> None:

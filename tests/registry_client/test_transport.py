@@ -18,6 +18,7 @@ from registry_client.errors import (
     Unsupported,
 )
 from registry_client.http_errors import EXCEPTIONS, error_for, error_for_status
+from registry_client.parts import Part
 from registry_client.transport import (
     JSON_LIMIT_BYTES,
     HttpTransport,
@@ -71,8 +72,8 @@ async def transport(server: FaultServer, waits: Waits) -> AsyncIterator[HttpTran
 
 
 async def read(transport: HttpTransport, url: str, offset: int = 0) -> tuple[int, int | None, bytes]:
-    async with transport.stream(url, offset=offset) as stream:
-        return stream.offset, stream.total_bytes, b"".join([chunk async for chunk in stream.chunks])
+    async with transport.stream(url, Part(offset)) as stream:
+        return stream.offset, stream.total_bytes, b"".join([bytes(chunk) async for chunk in stream.chunks])
 
 
 async def test_credentials_go_to_the_registry(server: FaultServer, transport: HttpTransport) -> None:
@@ -241,7 +242,7 @@ async def test_a_redirect_elsewhere_carries_nothing_of_ours(
         server.answer("/c", body=b"{}", headers={"Set-Cookie": "c=1"})
         other.answer("/b", body=b"{}")
         async with transport.stream("a", headers={"X-Signed": SECRET}) as stream:
-            assert [chunk async for chunk in stream.chunks] == [b"{}"]
+            assert [bytes(chunk) async for chunk in stream.chunks] == [b"{}"]
         await transport.get("a", Json)
         await transport.get("c", Json)
         await transport.get("c", Json)
@@ -256,7 +257,7 @@ async def test_a_signed_address_gets_its_own_headers_only(
     async with FaultServer() as store:
         store.answer("/b", body=b"abc")
         async with transport.stream(f"{store.url}/b?sig=1", headers={"X-Signed": "yes"}) as stream:
-            assert [chunk async for chunk in stream.chunks] == [b"abc"]
+            assert [bytes(chunk) async for chunk in stream.chunks] == [b"abc"]
     assert store.asked[0].headers["x-signed"] == "yes"
     assert store.asked[0].target == "/b?sig=1"
     assert "authorization" not in store.asked[0].headers

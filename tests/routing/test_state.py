@@ -121,6 +121,7 @@ def test_the_encoding_is_what_replicas_of_other_releases_hash() -> None:
                     "max_batch_size": 64,
                     "max_queue": 1024,
                     "providers": ["CPUExecutionProvider"],
+                    "share_weights": "auto",
                     "threads": 1,
                 },
                 "explicit_versions": "any",

@@ -93,6 +93,7 @@ class TestExplicitVersions:
         world.swap(SPLIT)
         registry, explicit = versions_of(world)
         served = await soon(explicit.load("digits", "7"))
+        served.observations.answered(200, 1000)
         world.live.swap(in_force(route({"stable 1": 100})))
         world.live.retire_unneeded(explicit.needed)
         assert found(world, explicit, "7") is served
@@ -128,7 +129,8 @@ class TestExplicitVersions:
         registry, explicit = versions_of(world)
         for version in "78":
             await soon(explicit.load("digits", version))
-        await soon(explicit.load("digits2", "7"))
+        served = await soon(explicit.load("digits2", "7"))
+        served.observations.answered(200, 1000)
         explicit.unload("digits", "7")
         assert registry.made["7"].closed == 0, "the other route has it still"
         assert Labels("digits", PINNED, "7") not in live_series(world.writer)

@@ -170,10 +170,17 @@ class TestSeries:
         world.swap(SPLIT)
         refused = Labels("digits", "", "")
         stable, canary = Labels("digits", "stable", "1"), Labels("digits", "canary", "2")
+        assert live_series(world.writer) == set(), "nobody has asked yet"
+        world.ask_all()
         assert live_series(world.writer) == {refused, stable, canary}
         world.swap(SPLIT, denied="2")
         assert live_series(world.writer) == {refused, stable}
+        engine = FakeEngine()
+        load(world.live, "2", engine, batcher(engine, None))
+        world.swap(SPLIT)
+        assert live_series(world.writer) == {refused, stable, canary}, "it counts on where it was"
         world.swap(route({"stable 1": 100}), route({"x 1": 100}))
+        world.ask_all()
         assert Labels("digits2", "", "") in live_series(world.writer)
         world.swap()
         assert live_series(world.writer) == set(), "those of requests that reached no version go as well"

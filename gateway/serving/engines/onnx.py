@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import onnxruntime as ort
 
 from gateway.routing.state import EngineOptions
 from gateway.serving.datatypes import BY_ONNX
-from gateway.serving.engine import Array, EngineError, Signature, TensorSpec
-from gateway.serving.engines.onnx_tensors import bytes_to_str, run_with_bfloat16, str_to_bytes, zeros
+from gateway.serving.engine import Array, Engine, EngineError, Signature, TensorSpec
+from gateway.serving.engines import mapped
+from gateway.serving.engines.onnx_tensors import bytes_to_str, run_with_bfloat16, same, str_to_bytes, zeros
+
+log = logging.getLogger(__name__)
 
 Run = Callable[[Sequence[str], Mapping[str, Array]], list[Array]]
 
@@ -32,17 +37,39 @@ _OPTIMIZATION = {
 }
 
 
-def load_onnx(path: Path, options: EngineOptions) -> OnnxEngine:
+def load_onnx(path: Path, options: EngineOptions, derived: Path | None = None) -> OnnxEngine:
     """Loads one model file, with its external data from beside it. Blocking: call it off the loop.
 
+    With a directory for `derived` data, a large model comes in the form whose weights are mapped: `mapped`.
     Raises `EngineError` with ONNX Runtime's reason, without local paths: it reaches clients.
     """
+    if derived is not None and mapped.worth_sharing(path, options):
+        try:
+            form = mapped.mapped_form(derived, options, lambda target: _make_form(path, options, target))
+            # It is optimized already, and so as a session of these options would have it.
+            return _load(form, msgspec.structs.replace(options, graph_optimization="disabled"))
+        except (EngineError, mapped.FormUnusable, OSError) as error:
+            log.warning("%s is loaded into this worker's own memory: %s", path.name, error)
+    return _load(path, options)
+
+
+def _make_form(path: Path, options: EngineOptions, target: Path) -> None:
+    """Raises `FormUnusable` where it does not answer to the bit as the model does."""
+    original = _load(path, options, lambda session: mapped.save_options(session, target))
+    form = _load(target, msgspec.structs.replace(options, graph_optimization="disabled"))
+    if original.signature != form.signature or not same_answers(original, form):
+        raise mapped.FormUnusable("the form with mapped weights does not answer as the model does")
+
+
+def _load(
+    path: Path, options: EngineOptions, adjust: Callable[[ort.SessionOptions], None] = lambda _: None
+) -> OnnxEngine:
     providers = _check_providers(options.providers)
+    session_options = _session_options(options)
+    adjust(session_options)
     try:
         # With its fallback a provider that fails prints to stdout and the model runs on the CPU, unasked.
-        session = ort.InferenceSession(
-            str(path), _session_options(options), providers=providers, enable_fallback=0
-        )
+        session = ort.InferenceSession(str(path), session_options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime has a dozen classes right below Exception
         raise EngineError(f"the model does not load: {_reason(error, path)}") from None
     session.disable_fallback()
@@ -100,6 +127,23 @@ class OnnxEngine:
         """Drops the session and hands what it had allocated back to the operating system."""
         self._run = _closed
         release_memory()
+
+
+def same_answers(one: Engine, other: Engine) -> bool:
+    """Whether both give the same bits for ones, or, where those are no legal input, for zeros."""
+    outputs = [spec.name for spec in one.signature.outputs]
+    for fill in (1, 0):
+        for size in WARM_SIZES:
+            feed = {spec.name: zeros(spec, size) for spec in one.signature.inputs}
+            for array in feed.values():
+                if array.dtype != object:
+                    array[...] = fill
+            try:
+                expected = one.run(feed, outputs)
+            except EngineError:
+                continue
+            return all(map(same, expected, other.run(feed, outputs)))
+    return False
 
 
 def release_memory() -> None:

@@ -35,6 +35,13 @@ def zeros(spec: TensorSpec, size: int) -> Array:
     return np.zeros(shape, DATATYPES[spec.datatype].dtype)
 
 
+def same(one: Array, other: Array) -> bool:
+    """Equal to the bit, NaNs too."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return one.tolist() == other.tolist() if one.dtype == object else one.tobytes() == other.tobytes()
+
+
 def bytes_to_str(name: str, array: Array) -> Array:
     """BYTES as ONNX Runtime takes strings. Raises `InferenceError` (400)."""
     texts = np.empty(array.shape, dtype=object)

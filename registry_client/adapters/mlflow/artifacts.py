@@ -12,6 +12,7 @@ from registry_client.adapters.mlflow.answers import Artifact, Listing, Presigned
 from registry_client.client import ByteStream
 from registry_client.errors import NotFound, ProtocolError, Unsupported
 from registry_client.models import ModelFile
+from registry_client.parts import Part
 from registry_client.paths import checked_path
 from registry_client.transport import HttpTransport
 
@@ -40,14 +41,14 @@ class ArtifactProxy:
         return tuple(sorted(found, key=lambda each: each.path))
 
     @asynccontextmanager
-    async def open(self, file: ModelFile, *, offset: int) -> AsyncIterator[ByteStream]:
+    async def open(self, file: ModelFile, part: Part) -> AsyncIterator[ByteStream]:
         """From the store itself where the server signs URLs for it, else through the server."""
         async with AsyncExitStack() as stack:
             signed = await self._signed(file.locator)
             if signed is None:
-                opening = self._transport.stream(f"{PROXY}/{_encoded(file.locator)}", offset=offset)
+                opening = self._transport.stream(f"{PROXY}/{_encoded(file.locator)}", part)
             else:
-                opening = self._transport.stream(signed.url, offset=offset, headers=signed.headers)
+                opening = self._transport.stream(signed.url, part, headers=signed.headers)
             yield await stack.enter_async_context(opening)
 
     async def _signed(self, path: str) -> Presigned | None:

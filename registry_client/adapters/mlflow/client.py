@@ -23,6 +23,7 @@ from registry_client.adapters.mlflow.artifacts import ArtifactProxy
 from registry_client.client import ByteStream
 from registry_client.errors import InvalidReference, NotFound, NotReady, PermissionDenied
 from registry_client.models import Capabilities, Lineage, ModelFile, ModelVersion
+from registry_client.parts import Part
 from registry_client.transport import HttpTransport
 
 API = "api/2.0/mlflow"
@@ -39,6 +40,7 @@ CAPABILITIES = Capabilities(
     revisions=("alias", "version", "stage", "latest"),
     checksums="none",
     ranges=True,
+    parts=True,
     lineage=True,
     webhooks=True,
     write_back=True,
@@ -83,9 +85,15 @@ class MlflowClient:
         return {each.alias: str(each.version) for each in answer.registered_model.aliases}
 
     def open(
-        self, version: ModelVersion, file: ModelFile, *, offset: int = 0
+        self,
+        version: ModelVersion,
+        file: ModelFile,
+        *,
+        offset: int = 0,
+        end: int | None = None,
+        validator: str = "",
     ) -> AbstractAsyncContextManager[ByteStream]:
-        return self._artifacts.open(file, offset=offset)
+        return self._artifacts.open(file, Part(offset, end, validator))
 
     async def aclose(self) -> None:
         await self._transport.aclose()
