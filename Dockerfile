@@ -42,7 +42,7 @@ ENV PATH=/opt/turnout/bin:$PATH \
 USER 10001:10001
 WORKDIR /var/lib/turnout
 VOLUME /var/lib/turnout
-EXPOSE 8080 8082
+EXPOSE 8080 8081 8082
 # Ready, not merely alive: what a container without an orchestrator is asked for. In Kubernetes the probes of
 # the pod take its place.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s \

@@ -49,6 +49,13 @@ class _Port(click.Option):
 _PORT = click.IntRange(0, 65535)
 
 
+def _port_or_off(context: click.Context, parameter: click.Parameter, value: str) -> int | None:
+    if value.lower() in ("off", "none"):
+        return None
+    port: int = _PORT(value, parameter, context)
+    return port
+
+
 # Not TURNOUT_SERVE_PORT, as click would have it: whoever sets it sees no subcommand.
 @click.command(context_settings={"auto_envvar_prefix": "TURNOUT"})
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="The manifest to start with.")
@@ -56,6 +63,8 @@ _PORT = click.IntRange(0, 65535)
     "--host", default=defaults.DEFAULT_HOST, show_default=True, help="Address of the data listener."
 )
 @click.option("--port", cls=_Port, type=_PORT, default=defaults.DEFAULT_PORT, show_default=True)
+@click.option("--grpc-port", cls=_Port, default=str(defaults.DEFAULT_GRPC_PORT), show_default=True, metavar="PORT",
+              callback=_port_or_off, help="Of the data listener for gRPC, or off.")  # fmt: skip
 @click.option("--admin-host", default=defaults.DEFAULT_HOST, show_default=True,
               help="Address of the admin listener; off the loopback it demands TURNOUT_ADMIN_TOKEN.")  # fmt: skip
 @click.option("--admin-port", cls=_Port, type=_PORT, default=defaults.DEFAULT_ADMIN_PORT, show_default=True)
@@ -92,6 +101,7 @@ def serve(
     config: Path | None,
     host: str,
     port: int,
+    grpc_port: int | None,
     admin_host: str,
     admin_port: int,
     workers: int,
@@ -117,6 +127,7 @@ def serve(
         config=config,
         host=host,
         port=port,
+        grpc_port=grpc_port,
         admin_host=admin_host,
         admin_port=admin_port,
         workers=workers,

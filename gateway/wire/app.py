@@ -13,17 +13,16 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.routing.manifest import NAME
-from gateway.serving.explicit import ExplicitVersions
 from gateway.serving.inference import Inference
-from gateway.serving.live import Live
 from gateway.serving.tensors import InferenceError
 from gateway.wire import oip_documents as documents
 from gateway.wire.infer import InferEndpoint
-from gateway.wire.models import Ask, Models, json_response
+from gateway.wire.model_handlers import ModelHandlers, json_response
+from gateway.wire.models import Models
 from gateway.wire.oip_json import Limits, encode_error
+from gateway.wire.readiness import Readiness
 
 _INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
-SERVER_VERSION = "0.1.0"
 _SHOWN_CHARS = 200
 
 
@@ -56,34 +55,17 @@ class DataPlane:
 
     def drain(self) -> None:
         """From now on unready, and every answer asks its client to come back on another connection."""
-        self._readiness.draining = True
+        self._readiness.drain()
 
 
-class Readiness:
-    """Whether this worker wants new connections."""
-
-    def __init__(self, live: Live) -> None:
-        self._live = live
-        self.draining = False
-
-    @property
-    def ready(self) -> bool:
-        return not self.draining and self._live.snapshot.held.revision.rev > 0
-
-
-def data_plane(
-    live: Live, inference: Inference, explicit: ExplicitVersions, ask: Ask, limits: Limits
-) -> DataPlane:
+def data_plane(inference: Inference, models: Models, readiness: Readiness, limits: Limits) -> DataPlane:
     """The application over the data plane of one worker."""
-    readiness = Readiness(live)
-    return DataPlane(
-        InferEndpoint(inference, limits), _rest(Models(live, explicit, ask), readiness), readiness
-    )
+    return DataPlane(InferEndpoint(inference, limits), _rest(ModelHandlers(models), readiness), readiness)
 
 
-def _rest(models: Models, readiness: Readiness) -> Starlette:
+def _rest(models: ModelHandlers, readiness: Readiness) -> Starlette:
     async def server(_: Request) -> Response:
-        return json_response(documents.server_metadata(SERVER_VERSION))
+        return json_response(documents.server_metadata())
 
     async def alive(_: Request) -> Response:
         return json_response({"live": True})
