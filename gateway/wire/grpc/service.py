@@ -7,6 +7,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from gateway.serving.tensors import InferenceError
 from gateway.wire import oip_documents as documents
 from gateway.wire.grpc import inference_pb2 as pb
 from gateway.wire.grpc.calls import Handler, parsed, read_one
@@ -49,7 +50,14 @@ class Service:
         return pb.ServerMetadataResponse(**documents.server_metadata())
 
     async def _model_ready(self, asked: pb.ModelReadyRequest) -> Message:
-        return pb.ModelReadyResponse(ready=self._models.ready(asked.name, asked.version or None))
+        try:
+            ready = self._models.ready(asked.name, asked.version or None)
+        except InferenceError as error:
+            # As in Triton: whether it is ready has an answer, and clients raise whatever is none.
+            if error.status != 404:
+                raise
+            ready = False
+        return pb.ModelReadyResponse(ready=ready)
 
     async def _model_metadata(self, asked: pb.ModelMetadataRequest) -> Message:
         return pb.ModelMetadataResponse(**await self._models.metadata(asked.name, asked.version or None))
