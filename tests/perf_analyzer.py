@@ -38,7 +38,9 @@ class PerfAnalyzer:
         (directory / "perf_analyzer").chmod(0o755)
         self._libraries = [str(directory), *(str(path.parent) for path in CACHE.rglob(BASE64))]
         if len(self._libraries) == 1 and not _is_installed(BASE64):
-            pytest.skip(f"no {BASE64}: apt-get install libb64-0d, or `make test` where apt-get can download it")
+            pytest.skip(
+                f"no {BASE64}: apt-get install libb64-0d, or `make test` where apt-get can download it"
+            )
 
     def run(self, *options: str, timeout_s: float = 90.0) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 from grpc import StatusCode
@@ -47,7 +47,7 @@ def parsed(type_: type[AMessage], body: bytes) -> AMessage:
     return message
 
 
-async def refuse(context: Any, error: InferenceError, metadata: Metadata = ()) -> None:
+async def refuse(context: Any, error: InferenceError, metadata: Metadata = ()) -> NoReturn:
     """Ends a call with the code and the text of an error."""
     text = str(error)
     if len(text) > _DETAILS_CHARS:
@@ -55,6 +55,7 @@ async def refuse(context: Any, error: InferenceError, metadata: Metadata = ()) -
     if error.retry_after_s is not None:
         metadata = [*metadata, ("retry-after", str(error.retry_after_s))]
     await context.abort(code_of(error.status), text, tuple(metadata))
+    raise AssertionError  # abort has raised
 
 
 def guarded(handler: Handler) -> Handler:

@@ -8,7 +8,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from gateway.serving.tensors import InferenceError
 from gateway.wire.grpc.calls import parsed, read_one
-from gateway.wire.grpc.lingering import Lingering
+from gateway.wire.grpc.departure import Departure
 from gateway.wire.readiness import Readiness
 
 SERVICE = "grpc.health.v1.Health"
@@ -17,10 +17,10 @@ SERVICE = "grpc.health.v1.Health"
 class Health:
     """Overall (the empty name) and of each service: all are ready when the worker is."""
 
-    def __init__(self, readiness: Readiness, services: frozenset[str], lingering: Lingering) -> None:
+    def __init__(self, readiness: Readiness, services: frozenset[str], departure: Departure) -> None:
         self._readiness = readiness
         self._services = services | {""}
-        self._lingering = lingering
+        self._departure = departure
 
     async def check(self, _: Any, context: Any) -> bytes:
         asked = parsed(HealthCheckRequest, await read_one(context))
@@ -31,7 +31,7 @@ class Health:
     async def watch(self, _: Any, context: Any) -> None:
         """The status, and again whenever it changes."""
         asked = parsed(HealthCheckRequest, await read_one(context))
-        await self._lingering.run(self._watch(asked.service in self._services, context), context)
+        await self._departure.run(self._watch(asked.service in self._services, context), context)
 
     async def _watch(self, known: bool, context: Any) -> None:
         last = b""

@@ -10,9 +10,9 @@ from grpc.aio import EOF
 
 from gateway.serving.tensors import InferenceError
 from gateway.wire.grpc.calls import read_one, refuse
+from gateway.wire.grpc.departure import Departure
 from gateway.wire.grpc.infer import Asked, InferMessages, metadata_header
 from gateway.wire.grpc.inference_pb2 import ModelInferResponse, ModelStreamInferResponse
-from gateway.wire.grpc.lingering import Lingering
 
 STREAM_IN_FLIGHT = 32
 """Requests of one stream that were read and whose answers the client has not taken."""
@@ -21,11 +21,11 @@ STREAM_IN_FLIGHT = 32
 class InferCalls:
     """Handlers over raw bytes: large messages are parsed off the loop."""
 
-    def __init__(self, messages: InferMessages, lingering: Lingering) -> None:
+    def __init__(self, messages: InferMessages, departure: Departure) -> None:
         self._messages = messages
-        self._lingering = lingering
+        self._departure = departure
 
-    async def infer(self, _: Any, context: Any) -> bytes | None:
+    async def infer(self, _: Any, context: Any) -> bytes:
         started_ns = time.perf_counter_ns()
         remaining_s: float | None = context.time_remaining()
         body = await read_one(context)
@@ -34,30 +34,30 @@ class InferCalls:
         try:
             try:
                 response = await asked.response()
-                await context.send_initial_metadata(tuple(asked.origin()))
-                encoded: bytes = response.SerializeToString()
             except InferenceError as error:
+                await self._departure.answering()
                 status = error.status
                 await refuse(context, error, asked.origin())
-            else:
-                status = 200
-                return encoded
+            await self._departure.answering()
+            await context.send_initial_metadata(tuple(asked.origin()))
+            encoded: bytes = response.SerializeToString()
+            status = 200
+            return encoded
         finally:
             # gRPC has the answer only when the handler has returned.
             context.add_done_callback(lambda _: asked.finish(status))
-        return None
 
     async def stream(self, _: Any, context: Any) -> None:
         """Reads ahead, answers in order."""
         asked: asyncio.Queue[Asked | None] = asyncio.Queue()
         room = asyncio.Semaphore(STREAM_IN_FLIGHT)
-        reading = self._lingering.start(self._read(context, asked, room))
+        reading = self._departure.start(self._read(context, asked, room))
         reading.add_done_callback(lambda _: asked.put_nowait(None))
         try:
             while (one := await asked.get()) is not None:
                 await _write(context, one)
                 room.release()
-            await self._lingering.end(reading, context)
+            await self._departure.end(reading, context)
         finally:
             reading.cancel()
             while not asked.empty():

@@ -8,7 +8,7 @@ from typing import Any
 from grpc.aio import EOF
 
 from gateway.wire.grpc.calls import parsed
-from gateway.wire.grpc.lingering import Lingering
+from gateway.wire.grpc.departure import Departure
 
 SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 """Both speak the same messages, under another name."""
@@ -17,12 +17,12 @@ SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.Serv
 class Reflection:
     """The one call of the service. What it needs is imported when somebody calls: 3 MiB that few workers need."""
 
-    def __init__(self, services: Iterable[str], lingering: Lingering) -> None:
+    def __init__(self, services: Iterable[str], departure: Departure) -> None:
         self._services = (*services, *SERVICES)
-        self._lingering = lingering
+        self._departure = departure
 
     async def info(self, _: Any, context: Any) -> None:
-        await self._lingering.run(self._info(context), context)
+        await self._departure.run(self._info(context), context)
 
     async def _info(self, context: Any) -> None:
         from grpc_reflection.v1alpha.reflection import aio

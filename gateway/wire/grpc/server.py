@@ -10,10 +10,10 @@ from grpc import aio
 from gateway.serving.inference import Inference
 from gateway.wire.grpc import health, inference_pb2, reflection
 from gateway.wire.grpc.calls import Handler, guarded
+from gateway.wire.grpc.departure import Departure
 from gateway.wire.grpc.health import Health
 from gateway.wire.grpc.infer import InferMessages
 from gateway.wire.grpc.infer_calls import InferCalls
-from gateway.wire.grpc.lingering import Lingering
 from gateway.wire.grpc.reflection import Reflection
 from gateway.wire.grpc.service import Service
 from gateway.wire.models import Models
@@ -38,7 +38,7 @@ class GrpcServer:
     def __init__(
         self, inference: Inference, models: Models, readiness: Readiness, limits: Limits, address: str
     ) -> None:
-        self._lingering = Lingering()
+        self._departure = Departure()
         self._server = aio.server(options=_options(limits))
         for service, handlers in self._handlers(inference, models, readiness, limits).items():
             handler = grpc.method_handlers_generic_handler(service, handlers)
@@ -52,16 +52,15 @@ class GrpcServer:
 
     async def stop(self) -> None:
         """Takes no new calls, tells connections to go, and returns when what is in flight was answered."""
-        self._lingering.leave()
-        await self._server.stop(IN_FLIGHT_S)
+        await self._departure.leave(lambda: self._server.stop(IN_FLIGHT_S))
 
     def _handlers(
         self, inference: Inference, models: Models, readiness: Readiness, limits: Limits
     ) -> Mapping[str, Mapping[str, grpc.RpcMethodHandler]]:
-        infer = InferCalls(InferMessages(inference, limits), self._lingering)
+        infer = InferCalls(InferMessages(inference, limits), self._departure)
         services = (SERVICE, health.SERVICE)
-        asked = Health(readiness, frozenset(services), self._lingering)
-        info = Reflection(services, self._lingering).info
+        asked = Health(readiness, frozenset(services), self._departure)
+        info = Reflection(services, self._departure).info
         unary = {
             name: _answers_once(handler) for name, handler in Service(models, readiness).handlers().items()
         }

@@ -1,22 +1,26 @@
-"""Calls that last as long as their clients like: they end when the worker goes, which waits for the others."""
+"""How a worker leaves its clients: calls that last as long as they like are ended, the others are answered."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from grpc import StatusCode
 
 GOING_AWAY = "this worker is going away: try again"
+_HELD_S = 0.05
+"""Before and after the goodbye: a call that a client has sent is here by then, and so is the goodbye with it."""
 
 
-class Lingering:
-    """The open-ended parts of such calls, each in a task of its own."""
+class Departure:
+    """The open-ended parts of calls, each in a task of its own, and the moment in which no answer is given."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
         self._leaving = False
+        self._released = asyncio.Event()
+        self._released.set()
 
     def start(self, part: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs `part` until it ends, or this worker goes. The caller cancels it when the call ends first."""
@@ -42,8 +46,26 @@ class Lingering:
             await context.abort(StatusCode.UNAVAILABLE, GOING_AWAY)
         task.result()
 
-    def leave(self) -> None:
-        """No part goes on from now on."""
+    async def answering(self) -> None:
+        """Waits until answers may be given, which is at once until this worker goes."""
+        if not self._released.is_set():
+            await self._released.wait()
+
+    async def leave(self, goodbye: Callable[[], Awaitable[None]]) -> None:
+        """Ends the open-ended parts, says `goodbye`, and returns when that has.
+
+        gRPC's core cancels a call that arrives behind its own goodbye, although the client cannot have heard
+        it yet. So the answers wait until it was said: who waits for an answer sends nothing.
+        """
         self._leaving = True
         for task in list(self._tasks):
             task.cancel()
+        self._released.clear()
+        saying = None
+        try:
+            await asyncio.sleep(_HELD_S)
+            saying = asyncio.ensure_future(goodbye())
+            await asyncio.sleep(_HELD_S)
+        finally:
+            self._released.set()
+        await saying
