@@ -15,7 +15,7 @@ from grpc import aio
 from gateway.routing.state import Route
 from gateway.serving.explicit import ExplicitVersions, Located
 from gateway.serving.inference import Inference
-from gateway.serving.live import Live
+from gateway.serving.live import Live, ServedArm
 from gateway.serving.loading import Loader
 from gateway.serving.tensors import InferenceError
 from gateway.wire.grpc import inference_pb2 as pb
@@ -67,6 +67,16 @@ class GrpcDesk:
     async def running(self) -> None:
         """Returns when the engine runs something."""
         assert await asyncio.to_thread(self.engine.entered.wait, SOON_S)
+
+    @property
+    def arm(self) -> ServedArm:
+        return self.live.snapshot.routes["digits"].arms["stable"]
+
+    async def in_flight(self, count: int) -> None:
+        """Returns when so many requests are between their decision and their answer."""
+        async with asyncio.timeout(SOON_S):
+            while self.arm._in_flight != count:
+                await asyncio.sleep(0.005)
 
     async def counted(self, *labels: str) -> dict[int, int]:
         """Code → requests, once there are any."""
