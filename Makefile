@@ -29,7 +29,7 @@ MAKE_VENV = @python=`$(FIND_PYTHON)` && "$$python" -m venv --clear
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1#/p' Makefile | awk -F'#' '{ printf "make %-7s %s\n", $$1, $$2 }'
 
-serve: .venv/.run-installed ## the quickstart's gateway on 8080, its admin listener on 8082; state in .turnout/
+serve: .venv/.run-installed ## the quickstart's gateway on 8080, gRPC on 8081, its admin listener on 8082; state in .turnout/
 	@exec $(BIN)/turnout serve --config $(CONFIG) --example $(EXAMPLE) $(ARGS)
 
 test: setup ## all tests, after all of their set-up; ARGS="-k rollback" for some of them

@@ -31,9 +31,10 @@ class Session:
         shutil.copytree(ROOT / "configs", directory / "configs")
         programs = directory / "bin"
         programs.mkdir()
-        turnout = programs / "turnout"
-        turnout.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m gateway "$@"\n')
-        turnout.chmod(0o755)
+        for name, arguments in (("turnout", "-m gateway "), ("python", "")):
+            program = programs / name
+            program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {arguments}"$@"\n')
+            program.chmod(0o755)
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("TURNOUT_")},
             "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
