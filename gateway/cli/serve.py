@@ -46,14 +46,16 @@ class _Port(click.Option):
         return None if value is not None and "://" in value else value
 
 
-_PORT = click.IntRange(0, 65535)
+_LAST_PORT = 65535
+_PORT = click.IntRange(0, _LAST_PORT)
 
 
-def _port_or_off(context: click.Context, parameter: click.Parameter, value: str) -> int | None:
+def _port_or_off(_: click.Context, __: click.Parameter, value: str) -> int | None:
     if value.lower() in ("off", "none"):
         return None
-    port: int = _PORT(value, parameter, context)
-    return port
+    if not value.isascii() or not value.isdigit() or int(value) > _LAST_PORT:
+        raise click.BadParameter(f"{value!r} is no port from 0 to {_LAST_PORT}, or off")
+    return int(value)
 
 
 # Not TURNOUT_SERVE_PORT, as click would have it: whoever sets it sees no subcommand.

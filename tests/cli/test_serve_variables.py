@@ -68,5 +68,5 @@ def test_the_port_of_grpc_may_be_off(monkeypatch: pytest.MonkeyPatch, text: str,
 
 @pytest.mark.parametrize("text", ["70000", "-1", "on", "8081/tcp"])
 def test_what_is_no_port_of_grpc(text: str) -> None:
-    with pytest.raises(click.BadParameter, match="--grpc-port"):
+    with pytest.raises(click.BadParameter, match="is no port from 0 to 65535, or off"):
         parsed("--grpc-port", text)
