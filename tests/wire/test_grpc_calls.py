@@ -233,7 +233,7 @@ async def test_a_drain_answers_what_is_in_flight_and_ends_what_is_open(desk: Grp
     await busy.write(digits(2))
     one = desk.infer()(digits(3))
     await desk.in_flight(3)
-    watching = health(desk, "Watch")(HealthCheckRequest())
+    watching = health(desk, "Watch")(HealthCheckRequest(), timeout=SOON_S)
     assert (await watching.read()).status == HealthCheckResponse.SERVING
     desk.readiness.drain()
     assert (await watching.read()).status == HealthCheckResponse.NOT_SERVING
@@ -281,7 +281,7 @@ async def test_health_of_what_is_not_there(desk: GrpcDesk) -> None:
 async def test_a_worker_without_a_state_is_not_serving_until_it_has_one() -> None:
     async with grpc_desk() as desk:
         desk.live.swap(in_force(revision=Revision(1, 0)))
-        watching = health(desk, "Watch")(HealthCheckRequest())
+        watching = health(desk, "Watch")(HealthCheckRequest(), timeout=SOON_S)
         assert (await watching.read()).status == HealthCheckResponse.NOT_SERVING
         desk.live.swap(in_force(route({"stable 1": 100})))
         desk.readiness.announce()

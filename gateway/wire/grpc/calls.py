@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 from grpc import StatusCode
-from grpc.aio import EOF, AbortError
+from grpc.aio import EOF, AbortError, InternalError
 
 from gateway.serving.tensors import InferenceError
 from gateway.wire.grpc.status import code_of
@@ -63,11 +63,15 @@ def guarded(handler: Handler) -> Handler:
 
     async def guarded_handler(requests: Any, context: Any) -> Any:
         try:
-            return await handler(requests, context)
-        except InferenceError as error:
-            return await refuse(context, error)
+            try:
+                return await handler(requests, context)
+            except InferenceError as error:
+                await refuse(context, error)
         except (AbortError, asyncio.CancelledError):
             raise
+        except InternalError:
+            # The core's word for a call that its client has left: nobody is there to hear of anything.
+            raise asyncio.CancelledError from None
         except Exception as error:
             log.exception("a call failed")
             return await context.abort(
