@@ -1,7 +1,7 @@
 # The gateway as an image: its locked dependencies and nothing else, under a user of its own.
 #
 #   docker build -t turnout .
-#   docker run --read-only --tmpfs /tmp -p 8080:8080 -v turnout:/var/lib/turnout \
+#   docker run --read-only --tmpfs /tmp -p 8080:8080 -p 8081:8081 -v turnout:/var/lib/turnout \
 #     -v ./configs/quickstart:/etc/turnout:ro turnout
 #
 # The root may be read-only: state and cache are on the volume, and /tmp holds what the workers count. The
@@ -42,7 +42,7 @@ ENV PATH=/opt/turnout/bin:$PATH \
 USER 10001:10001
 WORKDIR /var/lib/turnout
 VOLUME /var/lib/turnout
-EXPOSE 8080 8082
+EXPOSE 8080 8081 8082
 # Ready, not merely alive: what a container without an orchestrator is asked for. In Kubernetes the probes of
 # the pod take its place.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s \

@@ -10,6 +10,8 @@ BIN = .venv/bin
 PIP = -m pip -qq --disable-pip-version-check
 PIP_INSTALL = $(PIP) install --use-pep517 --require-hashes
 SILERO = 5.1.2 6.2.3
+# The last wheel of Triton's client that has perf_analyzer in it, and a library that it was linked with.
+PERF_ANALYZER = tritonclient==2.46.0 nvidia-cuda-runtime-cu12==12.9.79
 
 # Not merely the first on the PATH: a shim of pyenv may name a version that is not installed, and Debian's python3
 # has no venv without python3-venv.
@@ -21,13 +23,13 @@ FIND_PYTHON = for python in $(CANDIDATES); do \
 	echo "none of these is one: $(CANDIDATES). Name yours: make PYTHON=/path/to/python3.12" >&2; exit 1
 MAKE_VENV = @python=`$(FIND_PYTHON)` && "$$python" -m venv --clear
 
-.PHONY: help serve test check bench load lock clean setup
+.PHONY: help serve test check bench load proto lock clean setup
 .DELETE_ON_ERROR:
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1#/p' Makefile | awk -F'#' '{ printf "make %-7s %s\n", $$1, $$2 }'
 
-serve: .venv/.run-installed ## the quickstart's gateway on 8080, its admin listener on 8082; state in .turnout/
+serve: .venv/.run-installed ## the quickstart's gateway on 8080, gRPC on 8081, its admin listener on 8082; state in .turnout/
 	@exec $(BIN)/turnout serve --config $(CONFIG) --example $(EXAMPLE) $(ARGS)
 
 test: setup ## all tests, after all of their set-up; ARGS="-k rollback" for some of them
@@ -44,6 +46,9 @@ bench: .venv/.test-installed ## the benchmarks under loadtests/bench
 
 load: .venv/.test-installed ## a gateway of its own under load, and its versions compared; ARGS="-u 20 -t 60s"
 	@$(BIN)/python -m loadtests.quickstart $(ARGS)
+
+proto: .venv/.test-installed ## the Python of gateway/wire/grpc/inference.proto, after a change of it
+	@cd gateway/wire/grpc && $(CURDIR)/$(BIN)/python -m grpc_tools.protoc -I . --python_out . --pyi_out . inference.proto
 
 lock: .venv/.made ## resolve the locks under requirements/ anew (brings uv into .venv)
 	@$(BIN)/python $(PIP) install uv
@@ -64,7 +69,8 @@ clean: ## remove what make made, the models' cache and the gateway's state with 
 # Downloads, mostly: together they take as long as the longest, unless the caller chose a -j.
 setup:
 	@$(MAKE) --silent --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS)),,-j4) \
-	  .venv/.test-installed .venvs/mlflow/.installed .venvs/clients/.installed .cache/silero/.downloaded
+	  .venv/.test-installed .venvs/mlflow/.installed .venvs/clients/.installed .cache/silero/.downloaded \
+	  .cache/perf_analyzer/.downloaded
 
 # Order-only (|) where the rule is another file's: a new lock installs over an environment, only a new Python
 # or `make clean` makes one.
@@ -99,4 +105,17 @@ setup:
 	@for version in $(SILERO); do \
 	  $(BIN)/python $(PIP) download --no-deps --dest .cache/silero \
 	    silero-vad==$$version || exit 1; done
+	@touch $@
+
+# A program that is not ours, for Linux on x86_64 alone; Debian and Ubuntu have the other library that it needs.
+.cache/perf_analyzer/.downloaded: | .venv/.made
+	@mkdir -p $(@D)
+	@if [ "`uname -sm`" = "Linux x86_64" ]; then \
+	  echo "downloading perf_analyzer (once)" && \
+	  $(BIN)/python $(PIP) download --no-deps --only-binary :all: --platform manylinux1_x86_64 \
+	    --platform manylinux2014_x86_64 --dest $(@D) $(PERF_ANALYZER) || exit 1; \
+	  cd $(@D) && ls /usr/lib/*/libb64.so.0d >/dev/null 2>&1 || \
+	    { apt-get download libb64-0d && dpkg-deb -x libb64-0d_*.deb libb64; } >/dev/null 2>&1 || \
+	    echo "without Debian's libb64-0d the test with perf_analyzer is skipped" >&2; \
+	fi
 	@touch $@

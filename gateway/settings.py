@@ -8,6 +8,7 @@ from pathlib import Path
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8080
+DEFAULT_GRPC_PORT = 8081
 DEFAULT_ADMIN_PORT = 8082
 DEFAULT_STATE_DIR = Path(".turnout/state")
 DEFAULT_CACHE_DIR = Path(".turnout/cache")
@@ -23,6 +24,8 @@ class Settings:
     config: Path | None = None
     host: str = DEFAULT_HOST
     port: int = DEFAULT_PORT
+    grpc_port: int | None = DEFAULT_GRPC_PORT
+    """None: no gRPC."""
     admin_host: str = DEFAULT_HOST
     admin_port: int = DEFAULT_ADMIN_PORT
     workers: int = 1

@@ -28,7 +28,7 @@ DEFAULTS = ("--headless", "--only-summary", "-u", "20", "-r", "20", "-t", "20s")
 def gateway(directory: Path) -> Iterator[tuple[str, str]]:
     """Its two addresses, once it is ready."""
     command = [sys.executable, "-m", "gateway", "serve", "--config", str(CONFIG)]
-    command += ["--port", "0", "--admin-port", "0"]
+    command += ["--port", "0", "--grpc-port", "0", "--admin-port", "0"]
     command += ["--state-dir", str(directory / "state"), "--cache-dir", str(directory / "cache")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:

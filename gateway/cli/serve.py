@@ -46,7 +46,16 @@ class _Port(click.Option):
         return None if value is not None and "://" in value else value
 
 
-_PORT = click.IntRange(0, 65535)
+_LAST_PORT = 65535
+_PORT = click.IntRange(0, _LAST_PORT)
+
+
+def _port_or_off(_: click.Context, __: click.Parameter, value: str) -> int | None:
+    if value.lower() in ("off", "none"):
+        return None
+    if not value.isascii() or not value.isdigit() or int(value) > _LAST_PORT:
+        raise click.BadParameter(f"{value!r} is no port from 0 to {_LAST_PORT}, or off")
+    return int(value)
 
 
 # Not TURNOUT_SERVE_PORT, as click would have it: whoever sets it sees no subcommand.
@@ -56,6 +65,8 @@ _PORT = click.IntRange(0, 65535)
     "--host", default=defaults.DEFAULT_HOST, show_default=True, help="Address of the data listener."
 )
 @click.option("--port", cls=_Port, type=_PORT, default=defaults.DEFAULT_PORT, show_default=True)
+@click.option("--grpc-port", cls=_Port, default=str(defaults.DEFAULT_GRPC_PORT), show_default=True, metavar="PORT",
+              callback=_port_or_off, help="Of the data listener for gRPC, or off.")  # fmt: skip
 @click.option("--admin-host", default=defaults.DEFAULT_HOST, show_default=True,
               help="Address of the admin listener; off the loopback it demands TURNOUT_ADMIN_TOKEN.")  # fmt: skip
 @click.option("--admin-port", cls=_Port, type=_PORT, default=defaults.DEFAULT_ADMIN_PORT, show_default=True)
@@ -92,6 +103,7 @@ def serve(
     config: Path | None,
     host: str,
     port: int,
+    grpc_port: int | None,
     admin_host: str,
     admin_port: int,
     workers: int,
@@ -117,6 +129,7 @@ def serve(
         config=config,
         host=host,
         port=port,
+        grpc_port=grpc_port,
         admin_host=admin_host,
         admin_port=admin_port,
         workers=workers,

@@ -73,6 +73,7 @@ class WorkerPool:
         *,
         count: int,
         listener: socket.socket,
+        grpc_address: str = "",
         state_file: str,
         handlers: Mapping[str, Handler],
         on_change: Callable[[], None],
@@ -81,6 +82,7 @@ class WorkerPool:
         limits: Limits,
     ) -> None:
         self._listener = listener
+        self._grpc_address = grpc_address
         self._state_file = state_file
         self._handlers = handlers
         self._on_change = on_change
@@ -231,6 +233,7 @@ class WorkerPool:
             workers=self.total,
             run_threads=2,
             drain_s=self._drain_s,
+            grpc_address=self._grpc_address,
             limits=self._limits,
             log_level=logging.getLogger().getEffectiveLevel(),
         )

@@ -32,6 +32,7 @@ from gateway.control.store import Member, Store, StoreUnavailable
 from gateway.control.versions import Versions
 from gateway.control.weights import FetchProgress, WeightsCache
 from gateway.node.explicit_calls import ExplicitCalls
+from gateway.node.listeners import at, bound_to, listener, reserved
 from gateway.node.pool import WorkerPool
 from gateway.routing.state import EMPTY, InForce, StateError
 from gateway.settings import Settings, SettingsError, check_settings
@@ -60,8 +61,9 @@ class Supervisor:
         self.replica = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self.events = Events()
         self._mirror = settings.state_dir / "state.json"
-        self._data = _listener(settings.host, settings.port, "--port")
-        self._admin_socket = _listener(settings.admin_host, settings.admin_port, "--admin-port")
+        self._data = listener(settings.host, settings.port, "--port")
+        self._admin_socket = listener(settings.admin_host, settings.admin_port, "--admin-port")
+        self._grpc = None if settings.grpc_port is None else reserved(settings.host, settings.grpc_port)
         self.weights = WeightsCache(
             settings.cache_dir,
             max_bytes=settings.cache_bytes,
@@ -75,6 +77,7 @@ class Supervisor:
         self.pool = WorkerPool(
             count=settings.workers,
             listener=self._data,
+            grpc_address="" if self._grpc is None else bound_to(self._grpc),
             state_file=str(self._mirror),
             handlers={
                 "locate": self._locate,
@@ -280,15 +283,16 @@ class Supervisor:
                 except TimeoutError:
                     log.warning("not ready: %s", "; ".join(self.degraded()) or "no state is in force yet")
         settings = self._settings
+        grpc = "" if self._grpc is None else f"grpc {at(settings.host, self._grpc)}  "
         print(
-            f"turnout is ready: data http://{_at(settings.host, self._data)}  "
-            f"admin http://{_at(settings.admin_host, self._admin_socket)}  "
+            f"turnout is ready: data http://{at(settings.host, self._data)}  "
+            f"admin http://{at(settings.admin_host, self._admin_socket)}  {grpc}"
             f"({self.pool.total} workers, revision {self.deliverer.held.label})",
             flush=True,
         )
         if settings.example is not None:
             route = next(iter(self.deliverer.held.state.routes), "MODEL")
-            url = f"http://{_at(settings.host, self._data)}/v2/models/{route}/infer"
+            url = f"http://{at(settings.host, self._data)}/v2/models/{route}/infer"
             print(f"try it:\n  curl -s {url} -d @{settings.example}", flush=True)
         await asyncio.Event().wait()
 
@@ -348,27 +352,6 @@ def _owned(directory: Path) -> Iterator[None]:
                 f"another turnout serves from {directory}: give this one its own --state-dir"
             ) from None
         yield
-
-
-def _listener(host: str, port: int, option: str) -> socket.socket:
-    """Bound and listening from the start: a port in use is an error before anything else happens."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise SettingsError(
-            f"{host}:{port} cannot be bound ({error.strerror}): choose another {option}"
-        ) from error
-    listener.listen(2048)
-    listener.setblocking(False)
-    return listener
-
-
-def _at(host: str, listener: socket.socket) -> str:
-    return f"{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
 
 def _admin_config(app: Any) -> uvicorn.Config:

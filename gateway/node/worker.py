@@ -17,7 +17,7 @@ import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -36,7 +36,12 @@ from gateway.serving.run_threads import RunThreads
 from gateway.serving.tensors import InferenceError
 from gateway.telemetry.observations import SIZE_BYTES, ObservationWriter
 from gateway.wire.app import data_plane
+from gateway.wire.models import Models
 from gateway.wire.oip_json import Limits
+from gateway.wire.readiness import Readiness
+
+if TYPE_CHECKING:
+    from gateway.wire.grpc.server import GrpcServer
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +63,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     workers: int
     run_threads: int
     drain_s: float
+    grpc_address: str = ""
+    """Bound by every worker, and reserved by the supervisor; empty where gRPC is off."""
     limits: Limits = Limits()
     log_level: int = logging.WARNING
 
@@ -84,13 +91,10 @@ class Worker:
                 "drain": self.drain,
             }
         )
-        self._plane = data_plane(
-            self._live,
-            Inference(self._live, self._explicit),
-            self._explicit,
-            self._ask,
-            config.limits,
-        )
+        self._inference = Inference(self._live, self._explicit)
+        self._models = Models(self._live, self._explicit, self._ask)
+        self._readiness = Readiness(self._live)
+        self._plane = data_plane(self._inference, self._models, self._readiness, config.limits)
         self._paths: dict[str, str] = {}
         self._prepared: dict[EngineKey, float] = {}
         self._loading: dict[EngineKey, asyncio.Task[None]] = {}
@@ -99,6 +103,7 @@ class Worker:
         self._swapped = 0
         self._draining = False
         self._server: DataServer | None = None
+        self._grpc: GrpcServer | None = None
 
     async def run(self) -> None:
         """Until the supervisor says drain, or is gone."""
@@ -144,7 +149,9 @@ class Worker:
         if asked > self._swapped:
             # A later state may have overtaken this one while its versions were loading.
             self._swapped = asked
-            await _idle(self._live.swap(held))
+            leaving = self._live.swap(held)
+            self._readiness.announce()
+            await _idle(leaving)
             self._retire_unneeded()
             # What was loaded now stays: the collector would look at all of it again and again, and of 10,000
             # routes that holds up every request for a tenth of a second.
@@ -159,6 +166,8 @@ class Worker:
     async def listen(self) -> None:
         """Starts to accept connections."""
         if self._server is None:
+            if self._config.grpc_address:
+                await self._listen_grpc()
             listener = socket.socket(fileno=self._config.listen_fd)
             memory = mmap.mmap(self._config.balance_fd, self._config.workers * SLOT_BYTES)
             balance = Balance(memoryview(memory), self._config.index)
@@ -166,6 +175,15 @@ class Worker:
             gc.collect()
             gc.freeze()
             self._server.start()
+
+    async def _listen_grpc(self) -> None:
+        # Here, because a worker without gRPC should not carry it: see docs/how-to/grpc.md.
+        from gateway.wire.grpc.server import GrpcServer
+
+        self._grpc = GrpcServer(
+            self._inference, self._models, self._readiness, self._config.limits, self._config.grpc_address
+        )
+        await self._grpc.start()
 
     async def load_explicit(self, route: str, version: str) -> None:
         """Loads a version that clients are going to name themselves."""
@@ -252,7 +270,7 @@ class Worker:
     async def _stop(self) -> None:
         if self._server is not None:
             self._plane.drain()
-            await self._server.stop()
+            await asyncio.gather(self._server.stop(), *([self._grpc.stop()] if self._grpc else []))
 
 
 async def _idle(arms: list[ServedArm]) -> None:

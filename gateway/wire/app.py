@@ -13,20 +13,19 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.routing.names import NAME
-from gateway.serving.explicit import ExplicitVersions
 from gateway.serving.inference import Inference
-from gateway.serving.live import Live
 from gateway.serving.tensors import InferenceError
 from gateway.wire import oip_documents as documents
 from gateway.wire.fast_lane import Lane
 from gateway.wire.infer import InferEndpoint
-from gateway.wire.models import Ask, Models, json_response
+from gateway.wire.model_handlers import ModelHandlers, json_response
+from gateway.wire.models import Models
 from gateway.wire.neighbours.mlflow import Invocations, InvocationsCodec
 from gateway.wire.neighbours.tensorflow_serving import PredictCodec, tensorflow_routes
 from gateway.wire.oip_json import Limits, encode_error
+from gateway.wire.readiness import Readiness
 
 _INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
-SERVER_VERSION = "0.1.0"
 _SHOWN_CHARS = 200
 
 
@@ -61,39 +60,24 @@ class DataPlane:
 
     def drain(self) -> None:
         """From now on unready, and every answer asks its client to come back on another connection."""
-        self._readiness.draining = True
+        self._readiness.drain()
         self.lane.draining = True
 
 
-class Readiness:
-    """Whether this worker wants new connections."""
-
-    def __init__(self, live: Live) -> None:
-        self._live = live
-        self.draining = False
-
-    @property
-    def ready(self) -> bool:
-        return not self.draining and self._live.snapshot.held.revision.rev > 0
-
-
-def data_plane(
-    live: Live, inference: Inference, explicit: ExplicitVersions, ask: Ask, limits: Limits
-) -> DataPlane:
+def data_plane(inference: Inference, models: Models, readiness: Readiness, limits: Limits) -> DataPlane:
     """The application over the data plane of one worker."""
-    readiness = Readiness(live)
-    models = Models(live, explicit, ask)
+    handlers = ModelHandlers(models)
     neighbours = [
         *tensorflow_routes(InferEndpoint(inference, limits, PredictCodec()), models),
-        Route("/invocations", Invocations(InferEndpoint(inference, limits, InvocationsCodec()), live)),
+        Route("/invocations", Invocations(InferEndpoint(inference, limits, InvocationsCodec()), models)),
     ]
-    rest = _rest(models, readiness, neighbours)
+    rest = _rest(handlers, readiness, neighbours)
     return DataPlane(InferEndpoint(inference, limits), rest, readiness, Lane(inference, limits))
 
 
-def _rest(models: Models, readiness: Readiness, neighbours: list[Route]) -> Starlette:
+def _rest(models: ModelHandlers, readiness: Readiness, neighbours: list[Route]) -> Starlette:
     async def server(_: Request) -> Response:
-        return json_response(documents.server_metadata(SERVER_VERSION))
+        return json_response(documents.server_metadata())
 
     async def alive(_: Request) -> Response:
         return json_response({"live": True})
@@ -105,7 +89,7 @@ def _rest(models: Models, readiness: Readiness, neighbours: list[Route]) -> Star
         return Response("\n", 200 if readiness.ready else 503, media_type="application/json")
 
     async def version(_: Request) -> Response:
-        return Response(SERVER_VERSION, media_type="text/plain")
+        return Response(documents.SERVER_VERSION, media_type="text/plain")
 
     model = "/v2/models/{model}"
     routes = [

@@ -66,7 +66,7 @@ def array_from_numbers(name: str, datatype: str, shape: list[int], data: Numbers
         return _array_of_no_numbers(name, datatype, shape, data)
     # math.prod's integers do not overflow, so no product of dimensions passes for a small one.
     if len(data) != prod(shape):
-        raise _wrong_count(name, shape, len(data))
+        raise wrong_count(name, shape, len(data))
     row = DATATYPES[datatype]
     try:
         return np.ndarray(shape, row.dtype, _packer(len(data), code)(*data))
@@ -103,7 +103,7 @@ def array_from_json(name: str, datatype: str, shape: list[int], data: bytes | me
     if datatype in _CODES:
         return array_from_numbers(name, datatype, shape, elements)
     if len(elements) != prod(shape):
-        raise _wrong_count(name, shape, len(elements))
+        raise wrong_count(name, shape, len(elements))
     if datatype == "BYTES":
         return shaped(name, object_array([text.encode() for text in elements]), shape)
     return shaped(name, np.array(elements, row.dtype), shape)
@@ -180,7 +180,7 @@ def _array_of_no_numbers(name: str, datatype: str, shape: list[int], data: Numbe
         wanted = "true and false" if datatype == "BOOL" else "strings"
         raise InferenceError(400, f"input {name!r} is {datatype}, but its data has numbers: use {wanted}")
     if prod(shape):
-        raise _wrong_count(name, shape, 0)
+        raise wrong_count(name, shape, 0)
     return shaped(name, np.empty(0, row.dtype), shape)
 
 
@@ -188,7 +188,7 @@ def _too_large(name: str, shape: Sequence[int]) -> InferenceError:
     return InferenceError(400, f"input {name!r} has shape {shown_shape(shape)}, which is too large")
 
 
-def _wrong_count(name: str, shape: list[int], got: int) -> InferenceError:
+def wrong_count(name: str, shape: list[int], got: int) -> InferenceError:
     return InferenceError(
         400,
         f"input {name!r} has shape {shown_shape(shape)}, which takes {prod(shape)} elements, "

@@ -30,7 +30,6 @@ class BinaryReader:
 
         Raises `InferenceError` (400) where the size does not match the shape, or passes the body's end.
         """
-        row = known_datatype(name, datatype)
         offset, end = self._offset, self._offset + size_bytes
         if size_bytes < 0 or end > len(self._body):
             raise InferenceError(
@@ -39,20 +38,9 @@ class BinaryReader:
                 f"but {len(self._body) - offset} bytes of binary data are left in the body",
             )
         self._offset = end
-        count = prod(shape)
-        if row.size_bytes == 0:
-            return decode_bytes_tensor(name, shape, memoryview(self._body)[offset:end])
-        if count * row.size_bytes != size_bytes:
-            raise InferenceError(
-                400,
-                f"input {name!r} of shape {shown_shape(shape)} and data-type {datatype} takes "
-                f"{count * row.size_bytes} bytes, but its binary_data_size is {size_bytes}",
-            )
-        array: Array = np.frombuffer(self._body, row.dtype, count, offset)
-        if datatype == "BOOL":
-            check_bools(name, array)
-        # ONNX Runtime reads the buffer in place, and its kernels may assume the alignment of the type.
-        return shaped(name, array if array.flags.aligned else array.copy(), shape)
+        return decode_tensor(
+            name, datatype, shape, memoryview(self._body)[offset:end], "its binary_data_size is"
+        )
 
     def finish(self) -> None:
         """Raises `InferenceError` (400) where bytes are left over."""
@@ -62,6 +50,28 @@ class BinaryReader:
                 400,
                 f"{left} bytes are left over behind the inputs: their binary_data_size is too small",
             )
+
+
+def decode_tensor(name: str, datatype: str, shape: Sequence[int], raw: Buffer, given: str) -> Array:
+    """The tensor that `raw` is: read-only and without a copy, where the bytes lie aligned for their type.
+
+    `given` says in an error what the size was given by. Raises `InferenceError` (400).
+    """
+    row = known_datatype(name, datatype)
+    if row.size_bytes == 0:
+        return decode_bytes_tensor(name, shape, raw)
+    count = prod(shape)
+    if count * row.size_bytes != len(raw):
+        raise InferenceError(
+            400,
+            f"input {name!r} of shape {shown_shape(shape)} and data-type {datatype} takes "
+            f"{count * row.size_bytes} bytes, but {given} {len(raw)}",
+        )
+    array: Array = np.frombuffer(raw, row.dtype, count)
+    if datatype == "BOOL":
+        check_bools(name, array)
+    # ONNX Runtime reads the buffer in place, and its kernels may assume the alignment of the type.
+    return shaped(name, array if array.flags.aligned else array.copy(), shape)
 
 
 def check_bools(name: str, array: Array) -> None:

@@ -14,6 +14,7 @@ ModelState = Literal["UNKNOWN", "READY", "UNAVAILABLE", "LOADING", "UNLOADING"]
 READY: ModelState = "READY"
 UNAVAILABLE: ModelState = "UNAVAILABLE"
 
+SERVER_VERSION = "0.1.0"
 EXTENSIONS = (
     "binary_tensor_data",
     "classification",
@@ -24,7 +25,9 @@ EXTENSIONS = (
 """As Triton spells them."""
 
 
-def server_metadata(version: str, name: str = "turnout", extensions: Sequence[str] = EXTENSIONS) -> Document:
+def server_metadata(
+    version: str = SERVER_VERSION, name: str = "turnout", extensions: Sequence[str] = EXTENSIONS
+) -> Document:
     """`GET /v2`."""
     return {"name": name, "version": version, "extensions": list(extensions)}
 

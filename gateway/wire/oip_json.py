@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any
@@ -199,7 +200,7 @@ def why_no_number(header: Buffer) -> str:
 def _input(tensor: _NumbersInput | _AnyInput, binary: BinaryReader | None) -> InputTensor:
     parameters = tensor.parameters
     if parameters is not None and parameters.shared_memory_region is not None:
-        raise _no_shared_memory("input", tensor.name)
+        raise no_shared_memory("input", tensor.name)
     size = None if parameters is None else parameters.binary_data_size
     data = _given(tensor.data) if isinstance(tensor, _AnyInput) else tensor.data
     if (size is None) == (data is None):
@@ -235,7 +236,7 @@ def _requested(output: _Output, binary_default: bool) -> RequestedOutput:
     if parameters is None:
         return RequestedOutput(name=output.name, binary=binary_default)
     if parameters.shared_memory_region is not None:
-        raise _no_shared_memory("output", output.name)
+        raise no_shared_memory("output", output.name)
     return RequestedOutput(
         name=output.name,
         binary=binary_default if parameters.binary_data is None else parameters.binary_data,
@@ -249,15 +250,20 @@ def _take_parameters(request: InferRequest, parameters: dict[str, str | int | fl
     if not isinstance(binary, bool):
         raise InferenceError(400, "the parameter binary_data_output must be true or false")
     request.binary_default = binary
+    request.timeout_us = timeout_us(parameters)
+
+
+def timeout_us(parameters: Mapping[str, Any]) -> int | None:
+    """The reserved parameter. Raises `InferenceError` (400)."""
     timeout = parameters.get("timeout")
     if timeout is None:
-        return
+        return None
     if isinstance(timeout, bool) or not isinstance(timeout, int) or timeout < 0:
         raise InferenceError(400, "the parameter timeout must be in microseconds, an integer of 0 or more")
-    request.timeout_us = timeout
+    return timeout
 
 
-def _no_shared_memory(kind: str, name: str) -> InferenceError:
+def no_shared_memory(kind: str, name: str) -> InferenceError:
     return InferenceError(
         400,
         f"{kind} {name!r} names a shared memory region, which is not supported here: use binary data",

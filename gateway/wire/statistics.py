@@ -28,6 +28,8 @@ def _model(name: str, version: str, counts: Counts) -> ModelStatistics:
     failed_ns = int(counts[obs.FAILED_NS])
     runs = int(counts[obs.ENGINE : obs.ENGINE + obs.BUCKETS].sum())
     infer = Duration(count=runs, ns=int(counts[obs.ENGINE_NS]))
+    # What goes in and out of a run is a part of it here; perf_analyzer ends where the three counts differ.
+    none = Duration(count=runs)
     sizes = counts[obs.BATCHES : obs.BATCHES + obs.BATCH_BUCKETS]
     return ModelStatistics(
         name=name,
@@ -38,11 +40,15 @@ def _model(name: str, version: str, counts: Counts) -> ModelStatistics:
         success=Duration(count=succeeded, ns=int(counts[obs.LATENCY_NS]) - failed_ns),
         fail=Duration(count=failed, ns=failed_ns),
         queue=Duration(count=succeeded, ns=int(counts[obs.QUEUE_NS])),
+        compute_input=none,
         compute_infer=infer,
+        compute_output=none,
         # Sizes are counted in powers of two; the time of a size is its share of all runs.
         batches=[
             BatchStatistics(
                 batch_size=1 << power,
+                compute_input=Duration(count=int(count)),
+                compute_output=Duration(count=int(count)),
                 compute_infer=Duration(count=int(count), ns=infer.ns * int(count) // max(runs, 1)),
             )
             for power, count in enumerate(sizes)

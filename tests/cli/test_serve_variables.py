@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from gateway import settings
@@ -42,13 +43,30 @@ def test_an_option_beats_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parsed("--port", "9001")["port"] == 9001
 
 
-@pytest.mark.parametrize(
-    ("variable", "option"), [("TURNOUT_PORT", "port"), ("TURNOUT_ADMIN_PORT", "admin_port")]
-)
+DEFAULTS = {
+    "port": settings.DEFAULT_PORT,
+    "grpc_port": settings.DEFAULT_GRPC_PORT,
+    "admin_port": settings.DEFAULT_ADMIN_PORT,
+}
+
+
+@pytest.mark.parametrize("option", DEFAULTS)
 def test_the_variable_of_a_kubernetes_service_is_no_port(
-    monkeypatch: pytest.MonkeyPatch, variable: str, option: str
+    monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
-    monkeypatch.setenv(variable, "tcp://10.96.0.17:80")
-    assert (
-        parsed()[option] == {"port": settings.DEFAULT_PORT, "admin_port": settings.DEFAULT_ADMIN_PORT}[option]
-    )
+    monkeypatch.setenv(f"TURNOUT_{option.upper()}", "tcp://10.96.0.17:80")
+    assert parsed()[option] == DEFAULTS[option]
+
+
+@pytest.mark.parametrize(
+    ("text", "port"), [("0", 0), ("9001", 9001), ("off", None), ("Off", None), ("none", None)]
+)
+def test_the_port_of_grpc_may_be_off(monkeypatch: pytest.MonkeyPatch, text: str, port: int | None) -> None:
+    monkeypatch.setenv("TURNOUT_GRPC_PORT", text)
+    assert parsed()["grpc_port"] == port
+
+
+@pytest.mark.parametrize("text", ["70000", "-1", "on", "8081/tcp"])
+def test_what_is_no_port_of_grpc(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is no port from 0 to 65535, or off"):
+        parsed("--grpc-port", text)

@@ -18,7 +18,7 @@ from tests.servers.redis import RedisServer
 
 READY_S = 60.0
 COMMAND_S = 60.0
-_READY = re.compile(r"turnout is ready: data http://(\S+)  admin http://(\S+)")
+_READY = re.compile(r"turnout is ready: data http://(\S+)  admin http://(\S+)  grpc (\S+)")
 _EXIT = re.compile(r"^\[exit (\d+)\]\n", re.MULTILINE)
 _SERVE = re.compile(r"^(?:make serve|turnout serve (?P<options>.*?))(?: &)?$")
 
@@ -31,14 +31,16 @@ class Session:
         shutil.copytree(ROOT / "configs", directory / "configs")
         programs = directory / "bin"
         programs.mkdir()
-        turnout = programs / "turnout"
-        turnout.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m gateway "$@"\n')
-        turnout.chmod(0o755)
+        for name, arguments in (("turnout", "-m gateway "), ("python", "")):
+            program = programs / name
+            program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {arguments}"$@"\n')
+            program.chmod(0o755)
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("TURNOUT_")},
             "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "TURNOUT_PORT": "0",
+            "TURNOUT_GRPC_PORT": "0",
             "TURNOUT_ADMIN_PORT": "0",
         }
         self._gateways: list[subprocess.Popen[bytes]] = []
@@ -73,7 +75,7 @@ class Session:
     def _serve(self, options: str) -> str:
         log = self.directory / f"log{len(self._gateways)}"
         # A port that the page names may be taken here.
-        options = re.sub(r"--((?:admin-)?port) [0-9]+", r"--\1 0", options)
+        options = re.sub(r"--((?:admin-|grpc-)?port) [0-9]+", r"--\1 0", options)
         arguments = shlex.split(self._translated(options))
         with log.open("wb") as screen:
             gateway = subprocess.Popen(
@@ -93,7 +95,11 @@ class Session:
         assert ready, log.read_text()
         if "127.0.0.1:8080" not in self._addresses:
             # The commands of a page are about its first gateway.
-            self._addresses |= {"127.0.0.1:8080": ready[1], "127.0.0.1:8082": ready[2]}
+            self._addresses |= {
+                "127.0.0.1:8080": ready[1],
+                "127.0.0.1:8082": ready[2],
+                "127.0.0.1:8081": ready[3],
+            }
             self._environment["TURNOUT_ADMIN"] = f"http://{ready[2]}"
         return self._back(log.read_text())
 

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 READY_S = 60.0
-_READY = re.compile(r"turnout is ready: data http://(\S+)  admin http://(\S+)")
+_READY = re.compile(r"turnout is ready: data http://(\S+)  admin http://(\S+)(?:  grpc (\S+))?")
 
 
 class Gateway:
@@ -31,6 +31,7 @@ class Gateway:
         self.environment = environment
         self.data = ""
         self.admin = ""
+        self.grpc = ""
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -39,7 +40,8 @@ class Gateway:
 
     def start(self, *, config: bool = True, wait: bool = True) -> Gateway:
         """Returns when the line on the screen says that it is ready."""
-        command = [sys.executable, "-m", "gateway", "serve", "--port", "0", "--admin-port", "0", "--verbose"]
+        command = [sys.executable, "-m", "gateway", "serve", "--verbose"]
+        command += ["--port", "0", "--grpc-port", "0", "--admin-port", "0"]
         command += [
             "--state-dir",
             str(self.directory / "state"),
@@ -62,7 +64,7 @@ class Gateway:
     def wait_ready(self) -> None:
         match = wait_for(lambda: _READY.search(self.log) or self._ended(), READY_S, lambda: self.log)
         assert match is not True, self.log
-        self.data, self.admin = f"http://{match[1]}", f"http://{match[2]}"
+        self.data, self.admin, self.grpc = f"http://{match[1]}", f"http://{match[2]}", match[3] or ""
 
     def stop(self, timeout_s: float = 45.0) -> int:
         """SIGTERM, as an orchestrator would; the exit code."""

@@ -79,13 +79,16 @@ class Load:
         connection.close()
 
 
-def connections_of(pid: int) -> int:
-    """How many clients' connections a process has; counts what Linux tells of its descriptors."""
+def connections_of(pid: int, port: int | None = None) -> int:
+    """How many clients' connections a process has, to one port or to any; counts what Linux tells of them."""
     inodes = set()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         try:
             inodes.add(descriptor.readlink().name)
         except OSError:
             continue
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return sum(row[3] == "01" and f"socket:[{row[9]}]" in inodes for row in rows)
+    # gRPC's core has IPv4 connections on sockets of IPv6.
+    tables = [Path("/proc/net", name).read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    rows = [line.split() for table in tables for line in table]
+    ports = {row[9]: int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "01"}
+    return sum(f"socket:[{inode}]" in inodes and port in (None, its) for inode, its in ports.items())

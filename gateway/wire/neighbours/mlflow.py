@@ -11,11 +11,10 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from gateway.serving.live import Live
 from gateway.serving.tensors import InferenceError, InferRequest, InferResponse, OutputTensor, Untyped
 from gateway.wire.codec import JSON_HEADERS, Encode, HeaderMap, Headers
 from gateway.wire.infer import InferEndpoint
-from gateway.wire.models import checked_name
+from gateway.wire.models import Models, checked_name
 from gateway.wire.neighbours.frames import from_records, from_table
 from gateway.wire.neighbours.values import (
     decode_json,
@@ -87,10 +86,10 @@ class InvocationsCodec:
 class Invocations:
     """The ASGI application of `/invocations`: its path names no route, so a header does, or there is only one."""
 
-    def __init__(self, endpoint: InferEndpoint, live: Live) -> None:
+    def __init__(self, endpoint: InferEndpoint, models: Models) -> None:
         """`endpoint` is one with an `InvocationsCodec`."""
         self._endpoint = endpoint
-        self._live = live
+        self._models = models
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":
@@ -105,7 +104,7 @@ class Invocations:
     def _route(self, named: bytes | None) -> str:
         if named is not None:
             return checked_name("turnout-route", named.decode("latin-1"))
-        routes = list(self._live.snapshot.routes)
+        routes = self._models.names()
         if len(routes) == 1:
             return routes[0]
         listed = ", ".join(routes[:_SHOWN]) + (" …" if len(routes) > _SHOWN else "")

@@ -22,7 +22,8 @@ from gateway.serving.tensors import InferenceError, InferRequest, InferResponse
 from gateway.wire import oip_documents as documents
 from gateway.wire.codec import JSON_HEADERS, Encode, HeaderMap, Headers
 from gateway.wire.infer import InferEndpoint
-from gateway.wire.models import Models, checked_name, json_response
+from gateway.wire.model_handlers import json_response
+from gateway.wire.models import Models, checked_name
 from gateway.wire.neighbours.values import (
     decode_json,
     encode_answer,
@@ -113,6 +114,10 @@ class ModelPages:
         """KServe's v1 liveness."""
         return json_response({"status": "alive"})
 
+    async def names(self, _: Request) -> Response:
+        """KServe's list."""
+        return json_response({"models": self._models.names()})
+
     async def status(self, request: Request) -> Response:
         """TensorFlow Serving's status of versions, with the `name` and `ready` of KServe beside it."""
         route = self._route(request)
@@ -167,7 +172,7 @@ def tensorflow_routes(endpoint: InferEndpoint, models: Models) -> list[Route]:
     """`endpoint` is one with a `PredictCodec`."""
     predict, pages = Predict(endpoint), ModelPages(models)
     model = "/v1/models/{model}"
-    routes = [Route("/", pages.alive), Route("/v1/models", models.names)]
+    routes = [Route("/", pages.alive), Route("/v1/models", pages.names)]
     for at in (model, model + "/versions/{version}", model + "/labels/{label}"):
         routes += [
             # Before the paths without a verb: a name there would have one in it.
