@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import pytest
+from grpc import aio
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from gateway.routing.state import Revision
@@ -28,9 +30,11 @@ ORIGIN = {
 
 
 @pytest.fixture
-async def desk() -> AsyncIterator[GrpcDesk]:
+async def desk(caplog: pytest.LogCaptureFixture) -> AsyncIterator[GrpcDesk]:
     async with grpc_desk() as made:
         yield made
+    # Whatever a client did: a log that it can fill is a disk that it can fill.
+    assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def of(metadata: Any) -> dict[str, str]:
@@ -140,6 +144,18 @@ async def test_what_went_wrong_inside_stays_inside(desk: GrpcDesk, caplog: pytes
         "the call failed: RuntimeError, see the gateway's log",
     )
     assert "secret" in caplog.text
+    caplog.clear()
+
+
+async def test_a_client_that_goes_while_it_is_answered_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    """As gRPC's core says it when a deadline passes between the engine's answer and the client's."""
+
+    async def gone(_: Any, __: Any) -> bytes:
+        raise aio.InternalError("Failed execute_batch")
+
+    with pytest.raises(asyncio.CancelledError):
+        await calls.guarded(gone)(None, None)
+    assert not caplog.records
 
 
 async def test_when_to_come_back_is_in_the_metadata(desk: GrpcDesk) -> None:

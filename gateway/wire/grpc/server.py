@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 import grpc
@@ -38,6 +39,9 @@ class GrpcServer:
     def __init__(
         self, inference: Inference, models: Models, readiness: Readiness, limits: Limits, address: str
     ) -> None:
+        # Handlers let nothing of their own out (`guarded`). What grpcio would log beside are tracebacks for
+        # clients that went at the wrong moment, with which anybody could fill the log.
+        logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
         self._departure = Departure()
         self._server = aio.server(options=_options(limits))
         for service, handlers in self._handlers(inference, models, readiness, limits).items():
