@@ -28,7 +28,7 @@ class Models:
         self._ask = ask
 
     def names(self) -> list[str]:
-        return list(self._live.snapshot.routes)
+        return sorted(self._live.snapshot.routes)
 
     async def metadata(self, name: str, version: str | None) -> Document:
         route = self.route(name)
