@@ -1,7 +1,7 @@
 """What HTTP costs in Python before anything is done: a constant through ASGI, and through a bare protocol.
 
-    python -m uvicorn loadtests.bench.floor:app
-    python -m loadtests.bench.floor PORT
+python -m uvicorn loadtests.bench.floor:app
+python -m loadtests.bench.floor PORT
 """
 
 from __future__ import annotations

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from loadtests.bench import paced
-from loadtests.bench.machine import Cores, require, two_cores
-from loadtests.bench.process import cpu_ns
+from loadtests.bench.machine import BenchError, Cores, require, two_cores
+from loadtests.bench.process import core_busy_ns, cpu_ns
 from loadtests.bench.protocols import KEYS, Protocol, raw_requests
 from loadtests.bench.servers import Running, Starter, check
 from loadtests.bench.slices import Slice, alternate
@@ -24,6 +25,7 @@ IDLE_SHARE = 0.05
 _LOOK_S = 0.05
 _SETTLE_S = 10.0
 _LARGE_BYTES = 100_000
+_LONGER = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,32 +68,54 @@ class Target:
         self.script = Script(scratch, str(abs(hash((subject.label, running.address)))), self.requests)
 
     def closed(self, connections: int, seconds: int, cores: Cores) -> Slice:
-        """So many connections, each asking as soon as it has its answer."""
-        return self._slice(
-            lambda: self.script.run(
-                self.running.address, connections=connections, seconds=seconds, core=cores.load
+        """So many connections, each asking as soon as it has its answer.
+
+        A slice that is too short for one answer is taken again, twice as long. Raises `BenchError` at last.
+        """
+        address = self.running.address
+        for longer in _LONGER:
+            run = partial(
+                self.script.run,
+                address,
+                connections=connections,
+                seconds=seconds * longer,
+                core=cores.load,
             )
+            taken = self._slice(cores, run)
+            if taken is not None:
+                return taken
+        raise BenchError(
+            f"{self.subject.label} answered nothing in {seconds * longer} s on {connections} connections"
         )
 
     def paced(self, per_s: float, seconds: int, cores: Cores) -> Slice:
         """So many requests a second, whatever the answers do."""
-        return self._slice(
-            lambda: paced.run(
-                self.running.address, self.requests, per_s=per_s, seconds=seconds, core=cores.load
-            )
+        address = self.running.address
+        taken = self._slice(
+            cores,
+            lambda: paced.run(address, self.requests, per_s=per_s, seconds=seconds, core=cores.load),
         )
+        assert taken is not None, "the paced load waits for every answer"
+        return taken
 
-    def _slice(self, run: Callable[[], Load]) -> Slice:
+    def _slice(self, cores: Cores, run: Callable[[], Load]) -> Slice | None:
+        """None where there was no answer."""
+        started, core_before = time.monotonic_ns(), core_busy_ns(cores.server)
         before = cpu_ns(self.running.serving())
         load = run()
         took_us = (cpu_ns(self.running.serving()) - before) / 1000
+        core_us = (core_busy_ns(cores.server) - core_before) / 1000
+        passed_us = (time.monotonic_ns() - started) / 1000
         self._wait_until_idle()
+        if not load.requests:
+            return None
         return Slice(
             per_s=load.per_s,
             p50_us=load.p50_us,
             p99_us=load.p99_us,
             cpu_us=took_us / load.requests,
             busy=took_us / load.duration_us,
+            others=max(0.0, (core_us - took_us) / passed_us),
         )
 
     def _wait_until_idle(self) -> None:

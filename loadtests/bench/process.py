@@ -76,6 +76,16 @@ def pin(pids: Sequence[int], core: int) -> None:
                 os.sched_setaffinity(thread, {core})
 
 
+def core_busy_ns(core: int) -> int:
+    """The time since the start of the machine in which the core worked for anybody, or was taken away."""
+    line = next(
+        line for line in Path("/proc/stat").read_text().splitlines() if line.startswith(f"cpu{core} ")
+    )
+    user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(int, line.split()[1:])
+    ticks = user + nice + system + irq + softirq + steal
+    return ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+
 def _threads(pid: int) -> Iterator[int]:
     with contextlib.suppress(FileNotFoundError):
         yield from (int(path.name) for path in Path(f"/proc/{pid}/task").iterdir())

@@ -105,9 +105,7 @@ OIP_JSON = Protocol(name="v2, JSON", ask=_oip_json, read=_read_oip)
 OIP_BINARY = Protocol(name="v2, binary tensors", ask=_oip_binary, read=_read_oip)
 KSERVE_V1 = Protocol(
     name="v1",
-    ask=lambda model, row: Ask(
-        path=f"/v1/models/{model}:predict", body=_json({"instances": _nested(row)})
-    ),
+    ask=lambda model, row: Ask(path=f"/v1/models/{model}:predict", body=_json({"instances": _nested(row)})),
     read=_read_field("predictions"),
 )
 LITSERVE = Protocol(

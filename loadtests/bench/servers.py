@@ -155,7 +155,11 @@ def _peer(
         script = PEERS / f"{name}_server.py"
         return [str(home / "python"), str(script), workload.name, str(workload.files[0]), str(port)]
 
-    own = {"PATH": f"{home}:{os.environ['PATH']}", "TURNOUT_BENCH_MODEL": str(workload.files[0]), **environment}
+    own = {
+        "PATH": f"{home}:{os.environ['PATH']}",
+        "TURNOUT_BENCH_MODEL": str(workload.files[0]),
+        **environment,
+    }
     with _answering(command, directory, workload, cores, protocol, own) as running:
         yield running
 
@@ -197,7 +201,9 @@ def check(running: Running, workload: Workload, protocol: Protocol) -> None:
     answer = _post(running.address, protocol.ask(workload.name, workload.row))
     output = protocol.read(answer)
     if output is not None and not workload.is_answer(output):
-        raise BenchError(f"{running.address} answers {answer.body[:200]!r} for {workload.name!r}: it is wrong")
+        raise BenchError(
+            f"{running.address} answers {answer.body[:200]!r} for {workload.name!r}: it is wrong"
+        )
 
 
 def _answers(address: str, ask: Ask) -> bool:

@@ -26,6 +26,8 @@ class Slice:
     """CPU time of the server's processes for one request."""
     busy: float
     """The same over the time that passed: 1.0 is a whole core."""
+    others: float = 0.0
+    """The share of the server's core that went to processes that are not of this bench, or to other machines."""
 
 
 @dataclass(frozen=True, kw_only=True)

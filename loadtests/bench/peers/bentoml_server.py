@@ -24,7 +24,8 @@ class Predict:
 
     @bentoml.api
     async def predict(self, input: Annotated[np.ndarray, DType("float32")]) -> np.ndarray:
-        return self.session.run(None, {"input": input})[0]
+        output: np.ndarray = self.session.run(None, {"input": input})[0]
+        return output
 
 
 if __name__ == "__main__":

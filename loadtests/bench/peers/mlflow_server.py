@@ -20,5 +20,17 @@ if __name__ == "__main__":
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.execvp(
         "mlflow",
-        ["mlflow", "models", "serve", "-m", "model", "--env-manager", "local", "--port", sys.argv[3], "--workers", "1"],
+        [
+            "mlflow",
+            "models",
+            "serve",
+            "-m",
+            "model",
+            "--env-manager",
+            "local",
+            "--port",
+            sys.argv[3],
+            "--workers",
+            "1",
+        ],
     )
