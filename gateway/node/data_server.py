@@ -14,7 +14,8 @@ from typing import Any
 import uvicorn
 
 from gateway.node.balance import Balance
-from gateway.wire.http_protocol import HttpProtocol
+from gateway.wire.app import DataPlane
+from gateway.wire.fast_lane import FastLane
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +31,14 @@ _PAUSE_S = 1.0
 
 
 class DataServer:
-    """Serves an ASGI application on a listening socket that other workers share."""
+    """Serves the data plane on a listening socket that other workers share."""
 
-    def __init__(self, app: Any, listener: socket.socket, balance: Balance) -> None:
+    def __init__(self, plane: DataPlane, listener: socket.socket, balance: Balance) -> None:
         self._listener = listener
         self._balance = balance
         self._loop = asyncio.get_running_loop()
-        self._config = _config(app)
+        self._lane = plane.lane
+        self._config = _config(plane)
         self._config.load()
         self._server = _QuietServer(self._config)
         self._exhausted = False
@@ -119,10 +121,8 @@ class DataServer:
             self._loop.add_reader(self._listener, self._offered)
 
     def _protocol(self) -> asyncio.Protocol:
-        protocol: asyncio.Protocol = self._config.http_protocol_class(  # type: ignore[call-arg]
-            config=self._config, server_state=self._server.server_state, app_state={}, _loop=self._loop
-        )
-        return protocol
+        state = self._server.server_state
+        return FastLane(self._lane, config=self._config, server_state=state, app_state={}, _loop=self._loop)
 
     async def _wait_until_quiet(self) -> None:
         """Returns when no connection waits for its first answer, nor in the kernel's queue."""
@@ -176,7 +176,6 @@ _DROP_SYN = (
 def _config(app: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=HttpProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

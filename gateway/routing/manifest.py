@@ -233,7 +233,7 @@ def _check_option(path: str, value: Any) -> None:
 
 def _route(name: str, declared: Any, registries: dict[str, RegistryDeclaration]) -> DeclaredRoute:
     path = f"routes.{_name('routes', name)}"
-    spec = _convert(path, declared, RouteSpec)
+    spec = _convert(path, _with_off(declared, "explicit_versions"), RouteSpec)
     if not spec.variants:
         raise ManifestError(f"{path}.variants", "is empty: a route needs at least one variant")
     variants = {
@@ -267,6 +267,13 @@ def _route(name: str, declared: Any, registries: dict[str, RegistryDeclaration])
         timeout_ms=duration_ms(f"{path}.timeout", spec.timeout),
         engine=_engine(f"{path}.engine", spec.engine),
     )
+
+
+def _with_off(declared: Any, field: str) -> Any:
+    """A plain `off` is false in YAML, and a word in this field."""
+    if isinstance(declared, dict) and declared.get(field) is False:
+        return {**declared, field: "off"}
+    return declared
 
 
 def _weights(path: str, variants: dict[str, VariantSpec], fallback: str) -> dict[str, int]:
@@ -317,10 +324,16 @@ def duration_ms(path: str, text: str) -> int:
 
 
 def _engine(path: str, declared: dict[str, Any]) -> EngineOptions:
-    options = _convert(path, declared, EngineOptions)
-    for field, low, high in (("threads", 0, 256), ("max_batch_size", 1, 4096), ("max_queue", 1, 1_000_000)):
+    options = _convert(path, _with_off(declared, "concurrency"), EngineOptions)
+    limits = (
+        ("threads", 0, 256),
+        ("max_batch_size", 1, 4096),
+        ("max_queue", 1, 1_000_000),
+        ("concurrency", 1, 1_000_000),
+    )
+    for field, low, high in limits:
         value = getattr(options, field)
-        if not low <= value <= high:
+        if isinstance(value, int) and not low <= value <= high:
             raise ManifestError(f"{path}.{field}", f"{value} is not in {low}..{high}")
     if not options.providers:
         raise ManifestError(f"{path}.providers", "is empty: CPUExecutionProvider is always there")

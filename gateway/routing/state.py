@@ -16,6 +16,7 @@ PREVIOUS_KEPT = 5
 
 ExplicitVersions = Literal["any", "known", "off"]
 GraphOptimization = Literal["disabled", "basic", "extended", "all"]
+Concurrency = int | Literal["auto", "off"]
 
 
 class StateError(ValueError):
@@ -64,6 +65,9 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_batch_size: int = 64
     max_queue: int = 1024
     """Requests that may wait for this version in one worker; past it, 503."""
+    concurrency: Concurrency = "auto"
+    """Requests in flight, waiting and running, in one worker. `auto` limits them while the version is
+    overloaded; `off` leaves `max_queue` alone."""
 
 
 class Variant(msgspec.Struct, frozen=True, kw_only=True):

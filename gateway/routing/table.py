@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import math
+import struct
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from math import log
 from typing import Any
 
 from gateway.routing.state import ExplicitVersions, InForce, Pin, Route, Variant
@@ -52,6 +53,7 @@ class RouteEntry:
         self._overrides = route.overrides
         self._shares = _shares(route, self.arms)
         self._only = self._shares[0].arm if len({share.arm for share in self._shares}) == 1 else None
+        self._draws = [(share.weight_bp, share.hasher.copy, share.arm) for share in self._shares]
         self._cumulative = list(accumulate(share.weight_bp for share in self._shares))
         self._route = route
 
@@ -105,8 +107,8 @@ class RouteEntry:
             raise PermissionError(f"route {self.name!r} does not allow turnout-variant: set overrides: true")
         return self.arms.get(variant)
 
-    def pick(self, key: bytes | None, draw: float) -> Arm | None:
-        """The arm for a request: by its sticky key, or by `draw` in [0, 1) where it has none.
+    def pick(self, key: bytes | None, draw: Callable[[], float]) -> Arm | None:
+        """The arm for a request: by its sticky key, or by a number that `draw` takes from [0, 1).
 
         None where every weight is zero. Weight 0 is exactly 0, and one arm with all the weight takes all.
         Weighted rendezvous: https://en.wikipedia.org/wiki/Rendezvous_hashing#Weighted_rendezvous_hash
@@ -116,17 +118,20 @@ class RouteEntry:
         if not self._shares:
             return None
         if key is None:
-            return self._shares[bisect_right(self._cumulative, draw * self._cumulative[-1])].arm
-        best = self._shares[0]
+            return self._shares[bisect_right(self._cumulative, draw() * self._cumulative[-1])].arm
+        best = None
         highest = -1.0
-        for share in self._shares:
-            hasher = share.hasher.copy()
+        for weight_bp, copy, arm in self._draws:
+            hasher = copy()
             hasher.update(key)
-            score = -share.weight_bp / math.log(unit_interval(hasher.digest()))
+            score = weight_bp / -log(unit_interval(hasher.digest()))
             if score > highest:
-                highest, best = score, share
-        return best.arm
+                highest, best = score, arm
+        return best
 
+
+_first_64_bits = struct.Struct(">Q").unpack_from
+_TO_UNIT = 2.0**-52
 
 RouteTable = Mapping[str, RouteEntry]
 
@@ -157,7 +162,8 @@ def sticky_hasher(salt: str, variant: str) -> Any:
 
 def unit_interval(digest: bytes) -> float:
     """The first 52 bits of a digest as a number in the open interval (0, 1): its logarithm is never 0."""
-    return ((int.from_bytes(digest[:8], "big") >> 12) + 0.5) / (1 << 52)
+    bits: int = _first_64_bits(digest)[0]
+    return ((bits >> 12) + 0.5) * _TO_UNIT
 
 
 def _arms(route: Route, denied: frozenset[str], fallback: Arm | None) -> dict[str, Arm]:

@@ -12,15 +12,19 @@ from concurrent.futures import Executor
 import numpy as np
 
 from gateway.routing.state import EngineOptions
-from gateway.serving.engine import Array, Engine, EngineError
+from gateway.serving.concurrency import AdaptiveLimit, FixedLimit, Limit
+from gateway.serving.engine import Array, Engine, EngineError, Signature
+from gateway.serving.run_times import RunTimes
 from gateway.serving.tensors import InferenceError
+from gateway.serving.turns import Turns
 from gateway.telemetry.observations import VersionObservations
 
 log = logging.getLogger(__name__)
 
 LOOP_BUDGET_NS = 200_000
-"""A run measured to take longer goes to a thread, which itself costs about 120 µs a request."""
-_SMOOTHING = 0.1
+"""A run expected to take longer goes to a thread, which itself costs about 120 µs a run."""
+LOOK_AHEAD = 1024
+"""How many waiting requests are looked at for those that may share a run."""
 _SWEEP_S = 0.02
 """How often deadlines are looked at while a run is in a thread."""
 
@@ -36,7 +40,6 @@ class Work:
         self,
         inputs: dict[str, Array],
         outputs: tuple[str, ...],
-        *,
         batchable: bool,
         deadline_ns: int,
         observations: VersionObservations,
@@ -49,11 +52,20 @@ class Work:
         self.done: Done | None = done
         """Called once, with the outputs in order or the reason; None when that has happened."""
         self.queued_ns = 0
-        first = next(iter(inputs.values())) if batchable and inputs else None
-        self.rows = first.shape[0] if first is not None else 1
+        self.rows = 1
         # Only requests whose rows look alike can share a run, and a run is counted for one variant.
-        shapes = tuple(array.shape[1:] for array in inputs.values())
-        self.group = (observations, outputs, shapes) if batchable else None
+        self.group: tuple[object, ...] | None = None
+        if batchable and inputs:
+            if len(inputs) == 1:
+                # The common case, without an iterator.
+                (array,) = inputs.values()
+                shape = array.shape
+                self.group = (observations, outputs, shape[1:])
+            else:
+                shapes = [array.shape for array in inputs.values()]
+                shape = shapes[0]
+                self.group = (observations, outputs, *[each[1:] for each in shapes])
+            self.rows = shape[0]
 
     def finish(self, outcome: list[Array] | InferenceError) -> None:
         done, self.done = self.done, None
@@ -65,11 +77,30 @@ class Work:
         self.done = None
 
 
+class _Run:
+    """Works that share one run, the oldest first."""
+
+    __slots__ = ("rows", "size", "started_ns", "waited_ns", "works")
+
+    def __init__(self, works: list[Work], rows: int, waited_ns: int, started_ns: int) -> None:
+        self.works = works
+        self.rows = rows
+        self.waited_ns = waited_ns
+        """Of all works, in sum."""
+        self.started_ns = started_ns
+        # In elements of all inputs: a long sequence is a long run, however few its rows.
+        oldest = works[0]
+        size = 0
+        for array in oldest.inputs.values():
+            size += array.size
+        self.size = size * rows // oldest.rows if oldest.rows else size
+
+
 class Batcher:
     """The queue in front of one engine. Used on the event loop only.
 
     An idle engine runs at the end of the tick with all that arrived in it; a busy one runs next with all that
-    has queued meanwhile, up to the batch size.
+    has queued meanwhile, up to the batch size. The oldest request decides which group runs next.
     """
 
     def __init__(
@@ -80,104 +111,124 @@ class Batcher:
         threads: Executor,
         *,
         run_ns: int,
+        turns: Turns | None = None,
         loop_budget_ns: int = LOOP_BUDGET_NS,
     ) -> None:
+        """`run_ns`: one run with every dynamic dimension at 1. `turns`: of all versions on this loop."""
         self._engine = engine
         self._loop = loop
         self._threads = threads
+        self._turns = turns or Turns(loop)
         self._queue: deque[Work] = deque()
         self._scheduled = False
         self._running: list[Work] = []
         self._sweeping = False
-        self._run_ns = float(run_ns)
+        self._run_times = RunTimes(_least_size(engine.signature), run_ns)
         self._loop_budget_ns = loop_budget_ns
-        self._max_queue = options.max_queue
         wanted = engine.signature.batchable if options.batching is None else options.batching
         self.batchable = wanted and engine.signature.batchable
         self.max_batch_size = options.max_batch_size if self.batchable else 1
+        self._max_queue = options.max_queue
+        self._limit = _limit(options, self.max_batch_size, run_ns)
+        self._room = min(self._max_queue, self._limit.in_flight)
+        """Requests that the queue may hold, now."""
 
     def submit(self, work: Work) -> None:
         """Queues the work; its `done` is called from the event loop. Raises `InferenceError` when full."""
-        if len(self._queue) >= self._max_queue:
-            raise InferenceError(
-                503,
-                f"the queue of this version is full ({self._max_queue} requests): try again",
-                retry_after_s=1,
-            )
+        queue = self._queue
+        if len(queue) >= self._room:
+            work.observations.rejected()
+            raise self._full()
         work.queued_ns = time.perf_counter_ns()
-        self._queue.append(work)
-        self._schedule()
-
-    def _schedule(self) -> None:
-        if self._queue and not self._scheduled and not self._running:
+        queue.append(work)
+        if not self._scheduled and not self._running:
             self._scheduled = True
-            self._loop.call_soon(self._run)
+            self._turns.add(self._turn)
 
-    def _run(self) -> None:
-        self._scheduled = False
-        batch = self._take()
-        if not batch:
-            return
-        if self._run_ns <= self._loop_budget_ns:
-            started = time.perf_counter_ns()
-            outcomes = _run_batch(self._engine, batch)
-            self._finish(batch, outcomes, started, time.perf_counter_ns() - started)
+    def _full(self) -> InferenceError:
+        waiting = len(self._queue)
+        if waiting >= self._max_queue:
+            reason = f"the queue of this version is full ({self._max_queue} requests)"
         else:
-            self._running = batch
-            if not self._sweeping:
-                # One timer, not one a run: under load the next run has always begun when a timer fires.
-                self._sweeping = True
-                self._loop.call_later(_SWEEP_S, self._sweep)
-            started = time.perf_counter_ns()
-            future = self._threads.submit(_timed_run, self._engine, batch)
-            future.add_done_callback(
-                lambda ran: self._loop.call_soon_threadsafe(
-                    self._finish, batch, ran.result()[0], started, ran.result()[1]
-                )
+            reason = (
+                f"this version has {waiting + len(self._running)} requests in flight, "
+                f"and its limit is {self._limit.in_flight} now"
             )
+        return InferenceError(503, f"{reason}: try again", retry_after_s=1)
 
-    def _take(self) -> list[Work]:
+    def _turn(self) -> None:
+        """One run. What it leaves in the queue waits for the next turn, after the other versions'."""
+        self._scheduled = False
+        run = self._take()
+        if run is None:
+            return
+        if self._run_times.expected_ns(run.size) <= self._loop_budget_ns:
+            outcomes = _run_works(self._engine, run)
+            self._finish(run, outcomes, time.perf_counter_ns() - run.started_ns)
+        else:
+            self._run_in_thread(run)
+
+    def _take(self) -> _Run | None:
         """The next run: the oldest work, and all that may share a run with it up to the batch size."""
         now = time.perf_counter_ns()
-        batch: list[Work] = []
-        rows = 0
-        others: deque[Work] = deque()
+        works: list[Work] = []
+        others: list[Work] = []
+        group: tuple[object, ...] | None = None
+        rows = waited_ns = 0
         queue = self._queue
-        while queue:
+        most = self.max_batch_size
+        while queue and len(others) < LOOK_AHEAD:
             work = queue.popleft()
             if work.done is None:
                 continue
             if work.deadline_ns < now:
                 work.finish(_too_late())
-            elif not batch or (
-                work.group is not None
-                and work.group == batch[0].group
-                and rows + work.rows <= self.max_batch_size
-            ):
-                batch.append(work)
+            elif not works or (group is not None and work.group == group and rows + work.rows <= most):
+                group = work.group
+                works.append(work)
                 rows += work.rows
-                if rows >= self.max_batch_size:
+                waited_ns += now - work.queued_ns
+                if rows >= most or group is None:
                     break
             else:
                 others.append(work)
-        others.extend(queue)
-        self._queue = others
-        return batch
+        if others:
+            queue.extendleft(reversed(others))
+        oldest_ns = now - works[0].queued_ns if works else 0
+        self._limit.took(now, len(works), len(queue), oldest_ns)
+        return _Run(works, rows, waited_ns, now) if works else None
 
-    def _finish(
-        self, batch: list[Work], outcomes: Sequence[list[Array] | InferenceError], started: int, took_ns: int
-    ) -> None:
+    def _run_in_thread(self, run: _Run) -> None:
+        self._running = run.works
+        self._room = min(self._max_queue, self._limit.in_flight - len(run.works))
+        if not self._sweeping:
+            # One timer, not one a run: under load the next run has always begun when a timer fires.
+            self._sweeping = True
+            self._loop.call_later(_SWEEP_S, self._sweep)
+        future = self._threads.submit(_timed_run, self._engine, run)
+        future.add_done_callback(
+            lambda ran: self._loop.call_soon_threadsafe(self._finish, run, *ran.result())
+        )
+
+    def _finish(self, run: _Run, outcomes: Sequence[list[Array] | InferenceError], took_ns: int) -> None:
         self._running = []
-        self._run_ns += (took_ns - self._run_ns) * _SMOOTHING
-        queued = sum(started - work.queued_ns for work in batch)
-        batch[0].observations.ran(sum(work.rows for work in batch), queued, took_ns, int(time.time() * 1000))
-        for work, outcome in zip(batch, outcomes, strict=True):
+        self._run_times.measured(run.size, took_ns)
+        self._limit.ran(time.perf_counter_ns() - run.started_ns)
+        self._room = self._limit.in_flight
+        if self._room > self._max_queue:
+            self._room = self._max_queue
+        observations = run.works[0].observations
+        observations.limited(self._limit.in_flight)
+        observations.ran(run.rows, run.waited_ns, took_ns, int(time.time() * 1000))
+        for work, outcome in zip(run.works, outcomes, strict=True):
             try:
                 work.finish(outcome)
             except Exception:
                 # The others of the batch, and those that wait behind it, must have their answers all the same.
                 log.exception("an answer could not be delivered")
-        self._schedule()
+        if self._queue and not self._scheduled:
+            self._scheduled = True
+            self._turns.add(self._turn)
 
     def _sweep(self) -> None:
         """While a run is in its thread: a model that hangs does not keep its clients past their deadline."""
@@ -193,36 +244,55 @@ class Batcher:
         self._loop.call_later(_SWEEP_S, self._sweep)
 
 
+def _limit(options: EngineOptions, batch: int, run_ns: int) -> Limit:
+    ceiling = options.max_queue + batch
+    if options.concurrency == "auto":
+        return AdaptiveLimit(batch=batch, ceiling=ceiling, run_ns=run_ns)
+    return FixedLimit(ceiling if options.concurrency == "off" else options.concurrency)
+
+
+def _least_size(signature: Signature) -> int:
+    """Elements of all inputs, with every dynamic dimension at 1: what a warm-up run has."""
+    size = 0
+    for spec in signature.inputs:
+        elements = 1
+        for length in spec.shape:
+            elements *= max(length, 1)
+        size += elements
+    return size
+
+
 def _too_late() -> InferenceError:
     return InferenceError(504, "the request's deadline has passed before its result was there")
 
 
-def _timed_run(engine: Engine, batch: list[Work]) -> tuple[list[list[Array] | InferenceError], int]:
+def _timed_run(engine: Engine, run: _Run) -> tuple[list[list[Array] | InferenceError], int]:
     started = time.perf_counter_ns()
-    outcomes = _run_batch(engine, batch)
+    outcomes = _run_works(engine, run)
     return outcomes, time.perf_counter_ns() - started
 
 
-def _run_batch(engine: Engine, batch: list[Work]) -> list[list[Array] | InferenceError]:
+def _run_works(engine: Engine, run: _Run) -> list[list[Array] | InferenceError]:
     """One outcome for each work, in order. After a failure each runs alone, so that only the bad one fails."""
-    if len(batch) == 1:
-        return [_run_one(engine, batch[0])]
-    first = batch[0]
+    works = run.works
+    if len(works) == 1:
+        return [_run_one(engine, works[0])]
+    oldest = works[0]
     try:
-        inputs = {name: np.concatenate([work.inputs[name] for work in batch]) for name in first.inputs}
-        results = engine.run(inputs, first.outputs)
-        return _split(results, batch)
+        inputs = {name: np.concatenate([work.inputs[name] for work in works]) for name in oldest.inputs}
+        return _split(engine.run(inputs, oldest.outputs), run)
     except Exception:
-        return [_run_one(engine, work) for work in batch]
+        return [_run_one(engine, work) for work in works]
 
 
-def _split(results: list[Array], batch: list[Work]) -> list[list[Array] | InferenceError]:
-    total = sum(work.rows for work in batch)
-    if any(result.shape[0] != total for result in results):
-        raise EngineError("an output does not have one row for each row of input")
+def _split(results: list[Array], run: _Run) -> list[list[Array] | InferenceError]:
+    """Each work's own rows, as views."""
+    for result in results:
+        if result.shape[0] != run.rows:
+            raise EngineError("an output does not have one row for each row of input")
     outcomes: list[list[Array] | InferenceError] = []
     start = 0
-    for work in batch:
+    for work in run.works:
         end = start + work.rows
         outcomes.append([result[start:end] for result in results])
         start = end

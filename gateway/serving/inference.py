@@ -13,8 +13,14 @@ from gateway.serving.batching import Work
 from gateway.serving.classification import classify
 from gateway.serving.engine import Array
 from gateway.serving.explicit import ExplicitVersions
-from gateway.serving.live import Live, LiveRoute, ServedArm, Snapshot
-from gateway.serving.tensors import InferenceError, InferRequest, InferResponse, OutputTensor
+from gateway.serving.live import Live, LiveRoute, ServedArm
+from gateway.serving.tensors import (
+    InferenceError,
+    InferRequest,
+    InferResponse,
+    OutputTensor,
+    RequestedOutput,
+)
 from gateway.telemetry.observations import UNKNOWN, VersionObservations
 
 log = logging.getLogger(__name__)
@@ -36,6 +42,8 @@ class Answer:
         "_done",
         "_gone",
         "_observations",
+        "_request",
+        "_route_name",
         "_started_ns",
         "_work",
         "error",
@@ -44,23 +52,32 @@ class Answer:
         "served",
     )
 
-    def __init__(self, started_ns: int, done: Callable[[Answer], None]) -> None:
+    def __init__(
+        self,
+        route_name: str,
+        revision: str,
+        observations: VersionObservations,
+        started_ns: int,
+        done: Callable[[Answer], None],
+    ) -> None:
+        self._route_name = route_name
         self._started_ns = started_ns
         self._done = done
         self._gone = False
+        self._request: InferRequest | None = None
         self._work: Work | None = None
-        self._observations: VersionObservations | None = None
-        self.revision = ""
+        self._observations = observations
+        self.revision = revision
         self.served: ServedArm | None = None
         self.response: InferResponse | None = None
         self.error: InferenceError | None = None
 
     def finish(self, code: int) -> None:
         """The client has its answer, with this status, or is gone (499)."""
-        if self._observations is not None:
-            self._observations.answered(code, time.perf_counter_ns() - self._started_ns)
-        if self.served is not None:
-            served, self.served = self.served, None
+        self._observations.answered(code, time.perf_counter_ns() - self._started_ns)
+        served = self.served
+        if served is not None:
+            self.served = None
             served.leave()
 
     def cancel(self) -> None:
@@ -72,6 +89,43 @@ class Answer:
     def _fail(self, error: InferenceError) -> None:
         self.error = error
         self._done(self)
+
+    def _ran(self, outcome: list[Array] | InferenceError) -> None:
+        if type(outcome) is list:
+            try:
+                self.response = self._response(outcome)
+            except InferenceError as error:
+                self.error = error
+            except Exception as error:
+                # An engine that returned something else than its signature promises.
+                log.exception("the answer of %s cannot be used", self._observations.labels)
+                self.error = InferenceError(
+                    500, f"the model's answer cannot be used: {type(error).__name__}"
+                )
+        else:
+            assert isinstance(outcome, InferenceError)
+            self.error = outcome
+        self._done(self)
+
+    def _response(self, arrays: list[Array]) -> InferResponse:
+        """Raises `InferenceError` where an output cannot be classified as the request wants."""
+        request, served, work = self._request, self.served, self._work
+        assert request is not None and served is not None and work is not None
+        datatypes = served.loaded.checker.output_datatypes
+        if not request.outputs:
+            binary = request.binary_default
+            outputs = [
+                OutputTensor(name=name, datatype=datatypes[name], array=array, binary=binary)
+                for name, array in zip(work.outputs, arrays, strict=True)
+            ]
+        else:
+            outputs = [
+                _asked_for(asked, datatypes[asked.name], array, batched=served.loaded.engine.signature.batchable)
+                for asked, array in zip(request.outputs, arrays, strict=True)
+            ]
+        return InferResponse(
+            route=self._route_name, version=served.pin.version, outputs=outputs, id=request.id
+        )
 
 
 class Inference:
@@ -98,28 +152,29 @@ class Inference:
         Between reading the snapshot and leasing the engine there is no `await`: one request sees one
         revision. `started_ns` is `time.perf_counter_ns()` at the request's arrival.
         """
-        answer = Answer(started_ns, done)
         snapshot = self._live.snapshot
-        answer.revision = snapshot.label
-        try:
-            route = _route(snapshot, route_name)
-        except InferenceError as error:
-            answer._observations = self._live.refused(UNKNOWN)
-            answer._fail(error)
+        route = snapshot.routes.get(route_name)
+        if route is None:
+            observations = self._live.refused(UNKNOWN)
+            answer = Answer(route_name, snapshot.label, observations, started_ns, done)
+            answer._fail(_unknown(route_name))
             return answer
-        answer._observations = route.refused
-        timeout_us = request.timeout_us if request.timeout_us is not None else route.entry.timeout_ms * 1000
-        deadline_ns = started_ns + min(timeout_us, LONGEST_TIMEOUT_US) * 1000
+        answer = Answer(route_name, snapshot.label, route.refused, started_ns, done)
+        timeout_us = request.timeout_us
+        if timeout_us is None:
+            deadline_ns = started_ns + route.timeout_ns
+        else:
+            deadline_ns = started_ns + min(timeout_us, LONGEST_TIMEOUT_US) * 1000
         try:
             if version is None:
                 served = self._choose(route, request, header)
             else:
                 found = self._explicit.find(route, version)
                 if found is None:
-                    self._load_and_run(answer, route_name, version, request, deadline_ns)
+                    self._load_and_run(answer, version, request, deadline_ns)
                     return answer
                 served = found
-            self._run(answer, served, route_name, request, deadline_ns)
+            _run(answer, served, request, deadline_ns)
         except InferenceError as error:
             answer._fail(error)
         return answer
@@ -132,21 +187,26 @@ class Inference:
         started_ns: int,
     ) -> Answer:
         """Counts and answers a request that could not be decoded."""
-        answer = Answer(started_ns, done)
         snapshot = self._live.snapshot
-        answer.revision = snapshot.label
         route = snapshot.routes.get(route_name)
-        answer._observations = route.refused if route is not None else self._live.refused(UNKNOWN)
+        observations = route.refused if route is not None else self._live.refused(UNKNOWN)
+        answer = Answer(route_name, snapshot.label, observations, started_ns, done)
         answer._fail(error)
         return answer
 
     def _choose(self, route: LiveRoute, request: InferRequest, header: Header) -> ServedArm:
-        entry = route.entry
         override = header(OVERRIDE_HEADER)
+        entry = route.entry
         if override is not None:
             arm = _override(route, override.decode("latin-1"))
         else:
-            picked = entry.pick(_sticky_key(route, request, header), self._draw())
+            if route.sticky_kind == "header":
+                key = header(route.sticky_name)
+            elif route.sticky_kind == "parameter":
+                key = _parameter(request, route.sticky_name)
+            else:
+                key = None
+            picked = entry.pick(key, self._draw)
             if picked is None:
                 raise InferenceError(
                     503, f"route '{entry.name}' takes no traffic: all its weights are 0", retry_after_s=5
@@ -159,44 +219,11 @@ class Inference:
             )
         return served
 
-    def _run(
-        self, answer: Answer, served: ServedArm, route_name: str, request: InferRequest, deadline_ns: int
-    ) -> None:
-        answer._observations = served.observations
-        answer.served = served
-        served.enter()
-        loaded = served.loaded
-        inputs, outputs = loaded.checker.check(route_name, request)
-
-        def ran(outcome: list[Array] | InferenceError) -> None:
-            try:
-                if isinstance(outcome, InferenceError):
-                    raise outcome
-                answer.response = _response(route_name, served, request, outputs, outcome)
-            except InferenceError as error:
-                answer.error = error
-            except Exception as error:
-                # An engine that returned something else than its signature promises.
-                log.exception("the answer of %s cannot be used", served.labels)
-                answer.error = InferenceError(
-                    500, f"the model's answer cannot be used: {type(error).__name__}"
-                )
-            answer._done(answer)
-
-        answer._work = Work(
-            inputs,
-            outputs,
-            batchable=loaded.batcher.batchable,
-            deadline_ns=deadline_ns,
-            observations=served.observations,
-            done=ran,
-        )
-        loaded.batcher.submit(answer._work)
-
     def _load_and_run(
-        self, answer: Answer, route_name: str, version: str, request: InferRequest, deadline_ns: int
+        self, answer: Answer, version: str, request: InferRequest, deadline_ns: int
     ) -> None:
         """The version is not loaded: its request waits for it off the common path, within its deadline."""
+        route_name = answer._route_name
 
         def loaded(future: asyncio.Future[ServedArm]) -> None:
             if answer._gone:
@@ -206,12 +233,15 @@ class Inference:
                 # Ticks have passed since the load was done: it may be denied or gone by now.
                 snapshot = self._live.snapshot
                 answer.revision = snapshot.label
-                served = self._explicit.find(_route(snapshot, route_name), version)
+                route = snapshot.routes.get(route_name)
+                if route is None:
+                    raise _unknown(route_name)
+                served = self._explicit.find(route, version)
                 if served is None:
                     raise InferenceError(
                         503, "the version was unloaded meanwhile: try again", retry_after_s=1
                     )
-                self._run(answer, served, route_name, request, deadline_ns)
+                _run(answer, served, request, deadline_ns)
             except InferenceError as error:
                 answer._fail(error)
             except asyncio.CancelledError:
@@ -226,11 +256,22 @@ class Inference:
         waiting.add_done_callback(loaded)
 
 
-def _route(snapshot: Snapshot, name: str) -> LiveRoute:
-    route = snapshot.routes.get(name)
-    if route is None:
-        raise InferenceError(404, f"Request for unknown model: '{name}' is not found")
-    return route
+def _run(answer: Answer, served: ServedArm, request: InferRequest, deadline_ns: int) -> None:
+    answer._observations = served.observations
+    answer._request = request
+    answer.served = served
+    served.enter()
+    loaded = served.loaded
+    inputs, outputs = loaded.checker.check(answer._route_name, request)
+    batcher = loaded.batcher
+    work = answer._work = Work(
+        inputs, outputs, batcher.batchable, deadline_ns, served.observations, answer._ran
+    )
+    batcher.submit(work)
+
+
+def _unknown(route_name: str) -> InferenceError:
+    return InferenceError(404, f"Request for unknown model: '{route_name}' is not found")
 
 
 def _override(route: LiveRoute, variant: str) -> Arm:
@@ -246,28 +287,11 @@ def _override(route: LiveRoute, variant: str) -> Arm:
     return arm
 
 
-def _sticky_key(route: LiveRoute, request: InferRequest, header: Header) -> bytes | None:
-    if route.sticky_kind == "header":
-        return header(route.sticky_name)
-    if route.sticky_kind == "parameter":
-        value = request.parameters.get(route.sticky_name.decode())
-        return None if value is None else str(value).encode()
-    return None
+def _parameter(request: InferRequest, name: bytes) -> bytes | None:
+    value = request.parameters.get(name.decode())
+    return None if value is None else str(value).encode()
 
 
-def _response(
-    route_name: str, served: ServedArm, request: InferRequest, names: tuple[str, ...], arrays: list[Array]
-) -> InferResponse:
-    """Raises `InferenceError` where an output cannot be classified as the request wants."""
-    signature = served.loaded.engine.signature
-    datatypes = {spec.name: spec.datatype for spec in signature.outputs}
-    wanted = {output.name: output for output in request.outputs}
-    outputs = []
-    for name, array in zip(names, arrays, strict=True):
-        asked = wanted.get(name)
-        binary = asked.binary if asked is not None else request.binary_default
-        output = OutputTensor(name=name, datatype=datatypes[name], array=array, binary=binary)
-        if asked is not None and asked.classification:
-            output = classify(output, asked.classification, batched=signature.batchable)
-        outputs.append(output)
-    return InferResponse(route=route_name, version=served.pin.version, outputs=outputs, id=request.id)
+def _asked_for(asked: RequestedOutput, datatype: str, array: Array, *, batched: bool) -> OutputTensor:
+    output = OutputTensor(name=asked.name, datatype=datatype, array=array, binary=asked.binary)
+    return classify(output, asked.classification, batched=batched) if asked.classification else output

@@ -74,10 +74,12 @@ class ServedArm:
     def enter(self) -> None:
         """From here to `leave`, the answer of one request counts as this arm's."""
         self._in_flight += 1
+        self.observations.in_flight(self._in_flight)
         self.loaded.lease()
 
     def leave(self) -> None:
         self._in_flight -= 1
+        self.observations.in_flight(self._in_flight)
         self.loaded.release()
         if self._in_flight == 0:
             for callback in self._idle:
@@ -99,7 +101,7 @@ class ServedArm:
 class LiveRoute:
     """One route of one snapshot."""
 
-    __slots__ = ("arms", "by_arm", "entry", "refused", "sticky_kind", "sticky_name")
+    __slots__ = ("arms", "by_arm", "entry", "refused", "sticky_kind", "sticky_name", "timeout_ns")
 
     def __init__(
         self, entry: RouteEntry, arms: Mapping[str, ServedArm], refused: VersionObservations
@@ -112,6 +114,7 @@ class LiveRoute:
         }
         self.refused = refused
         """Where requests are counted that reach no version."""
+        self.timeout_ns = entry.timeout_ms * 1_000_000
         kind, _, name = entry.sticky.partition(":")
         self.sticky_kind = kind
         self.sticky_name = name.lower().encode() if kind == "header" else name.encode()

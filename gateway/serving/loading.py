@@ -12,6 +12,7 @@ from gateway.serving.batching import LOOP_BUDGET_NS, Batcher
 from gateway.serving.engine import Engine, EngineError
 from gateway.serving.engines.onnx import load_onnx
 from gateway.serving.live import EngineKey, LoadedVersion
+from gateway.serving.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +29,16 @@ class Loader:
         self._loop = loop
         self._load_threads = load_threads
         self._run_threads = run_threads
+        self._turns = Turns(loop)
         self._slots = asyncio.Semaphore(LOADS_AT_ONCE)
 
     async def load(self, key: EngineKey, path: str) -> LoadedVersion:
         """The version at `path`, loaded and warm. Raises `EngineError` with the engine's reason."""
         async with self._slots:
             engine, run_ns = await self._loop.run_in_executor(self._load_threads, _load, key, Path(path))
-        batcher = Batcher(engine, key.options, self._loop, self._run_threads, run_ns=run_ns)
+        batcher = Batcher(
+            engine, key.options, self._loop, self._run_threads, run_ns=run_ns, turns=self._turns
+        )
         return LoadedVersion(key, engine, batcher, self._close)
 
     def _close(self, engine: Engine) -> None:

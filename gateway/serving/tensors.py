@@ -1,9 +1,13 @@
-"""Tensors between the wire and the engines: requests, answers and their errors, free of any protocol."""
+"""Tensors between the wire and the engines: requests, answers and their errors, free of any protocol.
+
+Structs of msgspec, which are made in a fifth of the time that a dataclass takes.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from gateway.serving.engine import Array
 
@@ -20,8 +24,7 @@ class InferenceError(Exception):
         self.retry_after_s = retry_after_s
 
 
-@dataclass(slots=True, kw_only=True)
-class InputTensor:
+class InputTensor(msgspec.Struct, kw_only=True):
     """One input as it was sent: the array has the shape and datatype that the client named."""
 
     name: str
@@ -29,38 +32,34 @@ class InputTensor:
     array: Array
 
 
-@dataclass(slots=True, kw_only=True)
-class RequestedOutput:
+class RequestedOutput(msgspec.Struct, kw_only=True):
     name: str
     binary: bool = False
     classification: int = 0
     """0: the tensor itself; N: the N highest entries as `value:index`."""
 
 
-@dataclass(slots=True, kw_only=True)
-class InferRequest:
+class InferRequest(msgspec.Struct, kw_only=True):
     """One prediction to make, decoded and not yet checked against a model's signature."""
 
     inputs: list[InputTensor]
-    outputs: list[RequestedOutput] = field(default_factory=list)
+    outputs: list[RequestedOutput] = []
     """Empty: all of the model's outputs."""
     id: str = ""
-    parameters: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any] = {}
     binary_default: bool = False
     """Whether outputs that are not asked for by name travel as binary data."""
     timeout_us: int | None = None
 
 
-@dataclass(slots=True, kw_only=True)
-class OutputTensor:
+class OutputTensor(msgspec.Struct, kw_only=True):
     name: str
     datatype: str
     array: Array
     binary: bool = False
 
 
-@dataclass(slots=True, kw_only=True)
-class InferResponse:
+class InferResponse(msgspec.Struct, kw_only=True):
     """The answer. `route` is the name that the client used, `version` the resolved one."""
 
     route: str

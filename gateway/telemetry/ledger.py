@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from gateway.telemetry.observations import Counts, Labels, ObservedVersion, merge
+from gateway.telemetry.observations import Counts, Labels, ObservedVersion, at_rest, merge
 
 
 class Ledger:
@@ -17,7 +17,7 @@ class Ledger:
     def bury(self, observed: Iterable[ObservedVersion]) -> None:
         """A worker is gone; this is all that it counted."""
         for labels, _, counts in observed:
-            self._buried[labels] = merge(self._buried.get(labels), counts)
+            self._buried[labels] = merge(self._buried.get(labels), at_rest(counts))
 
     def totals(self, served: Callable[[Labels], bool]) -> dict[Labels, Counts]:
         """The sums of every series that a worker has live, or that `served` says is still declared."""

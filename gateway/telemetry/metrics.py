@@ -63,6 +63,7 @@ class TurnoutCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         totals = self.totals()
         yield _requests(totals)
+        yield from _concurrency(totals)
         yield from _histograms(totals)
         yield from _standing(self.standing())
         flips = HistogramMetricFamily(
@@ -88,6 +89,29 @@ def _requests(totals: Mapping[Labels, Counts]) -> Metric:
         for code, count in obs.requests_by_code(counts).items():
             family.add_metric([*labels, str(code) if code else "other"], count)
     return family
+
+
+def _concurrency(totals: Mapping[Labels, Counts]) -> Iterator[Metric]:
+    rejected = CounterMetricFamily(
+        "turnout_requests_rejected", "Requests that the version's limit or its full queue refused (503).",
+        labels=_LABELS,
+    )  # fmt: skip
+    in_flight = GaugeMetricFamily(
+        "turnout_requests_in_flight", "Requests between their arrival and their answer.", labels=_LABELS
+    )
+    limit = GaugeMetricFamily(
+        "turnout_concurrency_limit",
+        "Requests that a version may have in flight now; all variants that are it share it.",
+        labels=_LABELS,
+    )
+    for labels, counts in totals.items():
+        if not labels.version:
+            continue
+        rejected.add_metric(list(labels), int(counts[obs.REJECTED]))
+        in_flight.add_metric(list(labels), int(counts[obs.IN_FLIGHT]))
+        if counts[obs.LIMIT]:
+            limit.add_metric(list(labels), int(counts[obs.LIMIT]))
+    yield from (rejected, in_flight, limit)
 
 
 def _histograms(totals: Mapping[Labels, Counts]) -> Iterator[Metric]:

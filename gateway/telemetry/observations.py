@@ -39,12 +39,16 @@ FAILED_NS = LAST_MS + 1
 BATCHES = LAST_MS + 4
 LATENCY = BATCHES + BATCH_BUCKETS
 ENGINE = LATENCY + BUCKETS
+LIMIT = ENGINE + BUCKETS
+"""The limit on requests in flight of the version, in this worker; 0 where there is none."""
+IN_FLIGHT = LIMIT + 1
+REJECTED = IN_FLIGHT + 1
 BLOCK_SLOTS = 2048
 BLOCK_BYTES = BLOCK_SLOTS * 8
 CAPACITY = 4096
 """Blocks of one worker. The memory is a sparse file: a block that was never used takes none."""
 SIZE_BYTES = CAPACITY * BLOCK_BYTES
-assert ENGINE + BUCKETS <= BLOCK_SLOTS
+assert REJECTED < BLOCK_SLOTS
 
 UNKNOWN = "_unknown"
 """The route of requests for a name that does not exist: one series, whatever clients invent."""
@@ -108,6 +112,18 @@ class VersionObservations:
         slots[base + BATCHES + batch_bucket_of(rows)] += 1
         slots[base + ROWS] += rows
         slots[base + LAST_MS] = now_ms
+
+    def limited(self, limit: int) -> None:
+        """How many requests the version may have in flight in this worker from now on."""
+        self._slots[self._base + LIMIT] = limit
+
+    def in_flight(self, requests: int) -> None:
+        """How many requests of this variant are between their arrival and their answer."""
+        self._slots[self._base + IN_FLIGHT] = requests
+
+    def rejected(self) -> None:
+        """One request that the version's queue or limit did not take."""
+        self._slots[self._base + REJECTED] += 1
 
     def read(self) -> Counts:
         """A copy of this worker's own counts."""
@@ -187,6 +203,13 @@ def read_blocks(memory: memoryview) -> Iterator[ObservedVersion]:
         except (ValueError, TypeError):
             continue  # a worker that crashed may have written anywhere; the others' counts are still good
         yield ObservedVersion(labels, bool(block[_LIVE]), block.copy())
+
+
+def at_rest(counts: Counts) -> Counts:
+    """What a worker's death leaves of its counts: nothing is in flight there, and no limit holds."""
+    left = counts.copy()
+    left[LIMIT] = left[IN_FLIGHT] = 0
+    return left
 
 
 def merge(one: Counts | None, other: Counts) -> Counts:

@@ -1,4 +1,4 @@
-"""The data plane over HTTP: infer requests on the short way, everything else through Starlette."""
+"""The data plane as an ASGI application: infer requests by a way of their own, the rest through Starlette."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from gateway.serving.inference import Inference
 from gateway.serving.live import Live
 from gateway.serving.tensors import InferenceError
 from gateway.wire import oip_documents as documents
+from gateway.wire.fast_lane import Lane
 from gateway.wire.infer import InferEndpoint
 from gateway.wire.models import Ask, Models, json_response
 from gateway.wire.oip_json import Limits, encode_error
@@ -30,10 +31,12 @@ _SHOWN_CHARS = 200
 class DataPlane:
     """The ASGI application of a worker."""
 
-    def __init__(self, infer: InferEndpoint, rest: ASGIApp, readiness: Readiness) -> None:
+    def __init__(self, infer: InferEndpoint, rest: ASGIApp, readiness: Readiness, lane: Lane) -> None:
         self._infer = infer
         self._rest = rest
         self._readiness = readiness
+        self.lane = lane
+        """The shorter way to the same answers, for the connections that know it."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._readiness.draining:
@@ -57,6 +60,7 @@ class DataPlane:
     def drain(self) -> None:
         """From now on unready, and every answer asks its client to come back on another connection."""
         self._readiness.draining = True
+        self.lane.draining = True
 
 
 class Readiness:
@@ -77,7 +81,10 @@ def data_plane(
     """The application over the data plane of one worker."""
     readiness = Readiness(live)
     return DataPlane(
-        InferEndpoint(inference, limits), _rest(Models(live, explicit, ask), readiness), readiness
+        InferEndpoint(inference, limits),
+        _rest(Models(live, explicit, ask), readiness),
+        readiness,
+        Lane(inference, limits),
     )
 
 

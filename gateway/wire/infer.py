@@ -9,21 +9,17 @@ from typing import Any
 
 from gateway.serving.inference import Answer, Inference
 from gateway.serving.tensors import InferenceError, InferRequest
-from gateway.wire.compression import accepted_encoding, compress, decompress
-from gateway.wire.oip_json import Limits, decode_infer, encode_error, encode_infer
+from gateway.wire import answers
+from gateway.wire.answers import HeaderMap, Headers
+from gateway.wire.oip_binary import Buffer
+from gateway.wire.oip_json import Limits
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
 
-OFF_LOOP_BYTES = 256 * 1024
-"""Bodies of this size take milliseconds to decode: longer than a thread costs, and other requests wait."""
-COMPRESSED_FROM_BYTES = 1024
 WATCHED_AFTER_S = 0.05
 """From then on a request looks whether its client is still there: most are answered long before."""
-_JSON = b"application/json"
-_BINARY = b"application/octet-stream"
 
 
 class ClientGone(Exception):
@@ -59,11 +55,11 @@ class InferEndpoint:
         code = 499
         try:
             await _wait(arrived, receive)
-            status, out, body = self._encode(answer, headers)
-            accepted = headers.get(b"accept-encoding")
-            if accepted is not None and _size(body) >= COMPRESSED_FROM_BYTES:
-                out, body = await _compressed(out, body, accepted_encoding(accepted.decode("latin-1")))
-            await _send(send, status, out, body)
+            if answers.is_quick_answer(headers, answer):
+                status, out, body = answers.encode(answer)
+            else:
+                status, out, body = await answers.encode_large(headers, answer)
+            await _send(send, status, [*answers.turnout_headers(answer), *out], body)
             code = status
         except ClientGone:
             return
@@ -71,48 +67,11 @@ class InferEndpoint:
             answer.cancel()
             answer.finish(code)
 
-    async def _decode(self, headers: dict[bytes, bytes], receive: Receive) -> InferRequest:
+    async def _decode(self, headers: HeaderMap, receive: Receive) -> InferRequest:
         body = await _read_body(headers, receive, self._limits.body_bytes)
-        encoding = headers.get(b"content-encoding", b"")
-        header_length = _header_length(headers)
-        if not encoding and len(body) < OFF_LOOP_BYTES:
-            return decode_infer(body, header_length, self._limits)
-        return await asyncio.to_thread(self._decode_large, body, encoding.decode("latin-1"), header_length)
-
-    def _decode_large(self, body: bytes, encoding: str, header_length: int | None) -> InferRequest:
-        if encoding:
-            return decode_infer(
-                decompress(body, encoding, self._limits.body_bytes), header_length, self._limits
-            )
-        return decode_infer(body, header_length, self._limits)
-
-    def _encode(self, answer: Answer, headers: dict[bytes, bytes]) -> tuple[int, Headers, Sequence[Any]]:
-        out: Headers = [(b"turnout-revision", answer.revision.encode())]
-        served = answer.served
-        if served is not None:
-            out += (
-                (b"turnout-version", served.pin.version.encode()),
-                (b"turnout-variant", served.labels.variant.encode()),
-                (b"turnout-digest", served.digest.encode()),
-            )
-        error = answer.error
-        if error is None and answer.response is not None:
-            try:
-                encoded, header_length = encode_infer(answer.response)
-            except InferenceError as unencodable:
-                error = unencodable
-            else:
-                if header_length is None:
-                    return 200, [*out, (b"content-type", _JSON)], [encoded]
-                out += (
-                    (b"content-type", _BINARY),
-                    (b"inference-header-content-length", b"%d" % header_length),
-                )
-                return 200, out, encoded
-        assert error is not None
-        if error.retry_after_s is not None:
-            out.append((b"retry-after", b"%d" % error.retry_after_s))
-        return error.status, [*out, (b"content-type", _JSON)], [encode_error(str(error))]
+        if answers.is_large_request(headers, body):
+            return await answers.decode_large(headers, body, self._limits)
+        return answers.decode(headers, body, self._limits)
 
 
 async def _wait(arrived: asyncio.Future[None], receive: Receive) -> None:
@@ -136,11 +95,11 @@ async def _wait(arrived: asyncio.Future[None], receive: Receive) -> None:
             task.cancel()
 
 
-async def _read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -> bytes:
+async def _read_body(headers: HeaderMap, receive: Receive, limit: int) -> bytes:
     """Raises `InferenceError` (413) as soon as the body is over the limit."""
     announced = headers.get(b"content-length", b"")
     if announced.isdigit() and int(announced) > limit:
-        raise _too_large(int(announced), limit)
+        raise answers.too_large(int(announced), limit)
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -150,40 +109,14 @@ async def _read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) 
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > limit:
-            raise _too_large(size, limit)
+            raise answers.too_large(size, limit)
         chunks.append(chunk)
         if not message.get("more_body", False):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _too_large(size: int, limit: int) -> InferenceError:
-    return InferenceError(
-        413, f"the body has at least {size} bytes, the limit is {limit}: send less, or raise --body-limit"
-    )
-
-
-def _header_length(headers: dict[bytes, bytes]) -> int | None:
-    text = headers.get(b"inference-header-content-length")
-    if text is None:
-        return None
-    if not text.isdigit() or len(text) > 18:
-        raise InferenceError(400, "Inference-Header-Content-Length must be a number of bytes")
-    return int(text)
-
-
-async def _compressed(headers: Headers, body: Sequence[Any], encoding: str) -> tuple[Headers, Sequence[Any]]:
-    if not encoding:
-        return headers, body
-    squeezed = await asyncio.to_thread(compress, b"".join(body), encoding)
-    return [*headers, (b"content-encoding", encoding.encode()), (b"vary", b"accept-encoding")], [squeezed]
-
-
-def _size(body: Sequence[Any]) -> int:
-    return sum(len(part) if isinstance(part, bytes) else memoryview(part).nbytes for part in body)
-
-
-async def _send(send: Send, status: int, headers: Headers, body: Sequence[Any]) -> None:
-    headers.append((b"content-length", b"%d" % _size(body)))
+async def _send(send: Send, status: int, headers: Headers, body: Sequence[Buffer]) -> None:
+    headers.append((b"content-length", b"%d" % answers.size(body)))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     for part in body[:-1]:
         await send({"type": "http.response.body", "body": bytes(part), "more_body": True})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
 from itertools import chain
 from math import prod
 from types import GenericAlias
@@ -67,7 +67,7 @@ def array_from_numbers(name: str, datatype: str, shape: list[int], data: Numbers
         raise _wrong_count(name, shape, len(data))
     row = DATATYPES[datatype]
     try:
-        return np.ndarray(shape, row.dtype, struct.pack(f"<{len(data)}{code}", *data))
+        return np.ndarray(shape, row.dtype, _packer(len(data), code)(*data))
     except (struct.error, OverflowError):
         raise _does_not_fit(name, row, data) from None
     except ValueError:
@@ -93,6 +93,11 @@ def array_from_json(name: str, datatype: str, shape: list[int], data: bytes | me
     if datatype == "BYTES":
         return shaped(name, object_array([text.encode() for text in elements]), shape)
     return shaped(name, np.array(elements, row.dtype), shape)
+
+
+@lru_cache(1024)
+def _packer(count: int, code: str) -> Callable[..., bytes]:
+    return struct.Struct(f"<{count}{code}").pack
 
 
 def object_array(elements: Sequence[bytes]) -> Array:

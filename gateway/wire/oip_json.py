@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
@@ -116,22 +117,22 @@ def decode_infer(body: Buffer, header_length: int | None, limits: Limits = DEFAU
     total = len(body)
     if total > limits.body_bytes:
         raise InferenceError(413, f"the body has {total} bytes, the limit is {limits.body_bytes}")
-    if header_length is None:
-        header, offset = body, total
-    elif header_length == 0:
-        return raw_request(body)
-    elif 0 < header_length <= total:
-        header, offset = memoryview(body)[:header_length], header_length
-    else:
-        raise InferenceError(
-            400, f"Inference-Header-Content-Length {header_length} is not in 0..{total}, the size of the body"
-        )
+    header, binary = body, None
+    if header_length is not None:
+        if header_length == 0:
+            return raw_request(body)
+        if not 0 < header_length <= total:
+            raise InferenceError(
+                400,
+                f"Inference-Header-Content-Length {header_length} is not in 0..{total}, the size of the body",
+            )
+        header, binary = memoryview(body)[:header_length], BinaryReader(body, header_length)
     if not header:
         raise InferenceError(400, "the body is empty: an infer request is a JSON object with inputs")
-    return _decode(header, BinaryReader(body, offset), limits)
+    return _decode(header, binary, limits)
 
 
-def _decode(header: Buffer, binary: BinaryReader, limits: Limits) -> InferRequest:
+def _decode(header: Buffer, binary: BinaryReader | None, limits: Limits) -> InferRequest:
     try:
         try:
             request: _NumbersRequest | _AnyRequest = _decode_numbers(header)
@@ -139,12 +140,23 @@ def _decode(header: Buffer, binary: BinaryReader, limits: Limits) -> InferReques
             request = _decode_any(header)
         if len(request.inputs) > limits.inputs:
             raise InferenceError(400, f"{len(request.inputs)} inputs are given, the limit is {limits.inputs}")
-        inputs = [_input(tensor, binary) for tensor in request.inputs]
+        inputs = [
+            # Inlined, because it is what most requests are: numbers, and no parameters.
+            InputTensor(
+                name=tensor.name,
+                datatype=tensor.datatype,
+                array=array_from_numbers(tensor.name, tensor.datatype, tensor.shape, tensor.data),
+            )
+            if tensor.parameters is None and type(tensor.data) is list
+            else _input(tensor, binary)
+            for tensor in request.inputs
+        ]
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InferenceError(400, f"the request is not valid: {error}{_hint(header)}") from None
     except RecursionError:
         raise InferenceError(400, "the request is not valid: it is nested too deeply") from None
-    binary.finish()
+    if binary is not None:
+        binary.finish()
     decoded = InferRequest(inputs=inputs, id=request.id or "")
     if request.parameters:
         _take_parameters(decoded, request.parameters)
@@ -159,7 +171,7 @@ def _hint(header: Buffer) -> str:
     return "" if literal is None else f" ({literal.decode()} is no JSON number: send it as binary data)"
 
 
-def _input(tensor: _NumbersInput | _AnyInput, binary: BinaryReader) -> InputTensor:
+def _input(tensor: _NumbersInput | _AnyInput, binary: BinaryReader | None) -> InputTensor:
     parameters = tensor.parameters
     if parameters is not None and parameters.shared_memory_region is not None:
         raise _no_shared_memory("input", tensor.name)
@@ -172,6 +184,8 @@ def _input(tensor: _NumbersInput | _AnyInput, binary: BinaryReader) -> InputTens
             "give it either data or the parameter binary_data_size",
         )
     if size is not None:
+        if binary is None:
+            binary = BinaryReader(b"", 0)  # which tells what is missing
         array = binary.read(tensor.name, tensor.datatype, tensor.shape, size)
     elif isinstance(data, memoryview):
         try:
@@ -225,29 +239,54 @@ def _no_shared_memory(kind: str, name: str) -> InferenceError:
     )
 
 
-def encode_infer(response: InferResponse) -> tuple[bytes | list[Buffer], int | None]:
-    """The body of `response`, and its Inference-Header-Content-Length.
+def encode_infer(response: InferResponse) -> tuple[list[Buffer], int | None]:
+    """The body of `response` in buffers to write one behind the other, and its Inference-Header-Content-Length.
 
-    Without binary outputs: `(body, None)`. With them: the buffers to write one behind the other, and the
-    length of the first, the JSON. Buffers may be views of the outputs' arrays.
+    Without binary outputs there is one buffer, and no such length; with them it is the length of the first,
+    the JSON. Buffers may be views of the outputs' arrays.
     Raises `InferenceError` where JSON cannot carry an output: 400 for FP16, BF16 and BYTES that are not
     UTF-8, 500 for values that are not finite.
     """
+    outputs = response.outputs
+    if len(outputs) == 1 and not outputs[0].binary and not response.id:
+        return [_encode_one(response, outputs[0])], None
     buffers: list[Buffer] = []
     document: dict[str, Any] = {"model_name": response.route, "model_version": response.version}
     if response.id:
         document["id"] = response.id
-    document["outputs"] = [_output(output, buffers) for output in response.outputs]
+    document["outputs"] = [_output(output, buffers) for output in outputs]
     body = _encode(document)
     # msgspec writes null for what is not finite, and no other null is in this document but in strings: to
     # look for the word is far cheaper than to test every number.
     if b"null" in body:
-        for output in response.outputs:
-            if not output.binary:
-                reject_not_finite(output.name, output.datatype, output.array)
+        _reject_not_finite(outputs)
     if not buffers:
-        return body, None
+        return [body], None
     return [body, *buffers], len(body)
+
+
+def _encode_one(response: InferResponse, output: OutputTensor) -> bytes:
+    """The most common answer: of its document only the data differ from one to the next."""
+    array = output.array
+    before = _before_data(response.route, response.version, output.name, output.datatype, array.shape)
+    data = _encode(json_values(output.name, output.datatype, array))
+    if b"null" in data:
+        _reject_not_finite([output])
+    return b"%s%s}]}" % (before, data)
+
+
+@lru_cache(1024)
+def _before_data(route: str, version: str, name: str, datatype: str, shape: tuple[int, ...]) -> bytes:
+    """The beginning of an answer with one output, up to its data."""
+    output = {"name": name, "datatype": datatype, "shape": shape, "data": 0}
+    document = {"model_name": route, "model_version": version, "outputs": [output]}
+    return _encode(document).removesuffix(b"0}]}")
+
+
+def _reject_not_finite(outputs: list[OutputTensor]) -> None:
+    for output in outputs:
+        if not output.binary:
+            reject_not_finite(output.name, output.datatype, output.array)
 
 
 def _output(output: OutputTensor, buffers: list[Buffer]) -> dict[str, Any]:

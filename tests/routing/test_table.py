@@ -19,7 +19,7 @@ def entry(held: InForce, name: str = "digits") -> RouteEntry:
 
 
 def picked(table: RouteEntry, key: bytes | None, draw: float = 0.0) -> str:
-    arm = table.pick(key, draw)
+    arm = table.pick(key, lambda: draw)
     assert arm is not None
     return arm.variant
 
@@ -113,7 +113,7 @@ class TestExactShares:
     @pytest.mark.parametrize("key", [None, b"user"])
     def test_all_zero_is_nobody(self, key: bytes | None) -> None:
         table = entry(in_force(route({"a 1": 0, "b 2": 0})))
-        assert table.pick(key, 0.0) is None
+        assert table.pick(key, lambda: 0.0) is None
         assert not table.takes_traffic
         assert table.arms["b"] == Arm(variant="b", pin=pin("2")), "an override still reaches it"
 
@@ -173,8 +173,8 @@ class TestDenies:
 
     def test_all_denied_is_nobody(self) -> None:
         table = entry(in_force(route({"stable 1": 60, "a 2": 40}, previous=["3"]), denied=["1", "2", "3"]))
-        assert table.pick(b"user", 0.5) is None
-        assert table.pick(None, 0.5) is None
+        assert table.pick(b"user", lambda: 0.5) is None
+        assert table.pick(None, lambda: 0.5) is None
         assert not table.arms
         assert table.required == ()
         assert table.spare is None

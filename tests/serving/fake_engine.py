@@ -14,6 +14,7 @@ from gateway.routing.state import EngineOptions
 from gateway.serving.batching import LOOP_BUDGET_NS, Batcher
 from gateway.serving.engine import Array, Engine, Signature, TensorSpec
 from gateway.serving.live import EngineKey, Live, LoadedVersion
+from gateway.serving.turns import Turns
 from gateway.telemetry.observations import SIZE_BYTES, Labels, ObservationWriter, requests_by_code
 
 ROWS = Signature(
@@ -85,18 +86,29 @@ def requests(writer: ObservationWriter, *labels: str) -> dict[int, int]:
     return requests_by_code(writer.block(Labels(*labels)).read())
 
 
+ALWAYS_IN_THREADS = -1
+"""A budget of the loop that no run keeps to, however quick it is."""
+
+
 def batcher(
-    engine: Engine, loop: Any, threads: Executor | None = None, *, run_ns: int = 0, **options: Any
+    engine: Engine,
+    loop: Any,
+    threads: Executor | None = None,
+    *,
+    run_ns: int = 0,
+    loop_budget_ns: int = LOOP_BUDGET_NS,
+    turns: Turns | None = None,
+    **options: Any,
 ) -> Batcher:
-    # Without threads every run belongs on the loop, however slow a busy machine makes it.
-    budget_ns = LOOP_BUDGET_NS if threads is not None else 10**15
     return Batcher(
         engine,
         EngineOptions(**options),
         loop,
         threads or NoThreads(),
         run_ns=run_ns,
-        loop_budget_ns=budget_ns,
+        turns=turns,
+        # Without threads every run belongs on the loop, however slow a busy machine makes it.
+        loop_budget_ns=loop_budget_ns if threads is not None else 10**15,
     )
 
 

@@ -15,10 +15,8 @@ from gateway.serving.engine import Array, EngineError
 from gateway.serving.tensors import InferenceError
 from gateway.telemetry import observations as obs
 from gateway.telemetry.observations import Labels, VersionObservations
-from tests.serving.fake_engine import SCALAR, FakeEngine, batcher, observing
+from tests.serving.fake_engine import ALWAYS_IN_THREADS, SCALAR, FakeEngine, batcher, observing
 
-SLOW = 10**15
-"""Measured like that, runs stay in a thread however quick the next ones are."""
 SOON_S = 10.0
 Outcome = list[Array] | InferenceError
 
@@ -297,7 +295,7 @@ class TestThreads:
     ) -> None:
         engine = FakeEngine()
         engine.gate = threading.Event()
-        client = Client(batcher(engine, loop, threads, run_ns=SLOW))
+        client = Client(batcher(engine, loop, threads, loop_budget_ns=ALWAYS_IN_THREADS))
         first = client.ask(1.0)
         await asyncio.to_thread(engine.entered.wait, SOON_S)
         # What comes meanwhile waits, and shares the next run.
@@ -313,9 +311,10 @@ class TestThreads:
         engine = FakeEngine()
         engine.fail = lambda _: time.sleep(0.02)  # it computes that long
         client = Client(batcher(engine, loop, threads, run_ns=0))
-        await sums(client.ask(1.0))
-        await sums(client.ask(2.0))
-        assert [thread == threading.get_ident() for thread in engine.threads] == [True, False]
+        for value in (1.0, 2.0, 3.0):
+            await sums(client.ask(value))
+        # One long run may be a disturbance; the second one is believed.
+        assert [thread == threading.get_ident() for thread in engine.threads] == [True, True, False]
 
     async def test_what_is_measured_as_quick_comes_back_to_the_loop(
         self, loop: asyncio.AbstractEventLoop, threads: ThreadPoolExecutor
@@ -332,7 +331,7 @@ class TestThreads:
     ) -> None:
         engine = FakeEngine()
         engine.gate = threading.Event()
-        client = Client(batcher(engine, loop, threads, run_ns=SLOW, max_queue=2))
+        client = Client(batcher(engine, loop, threads, loop_budget_ns=ALWAYS_IN_THREADS, max_queue=2))
         hanging = client.ask(1.0, timeout_s=0.03)
         await asyncio.to_thread(engine.entered.wait, SOON_S)
         waiting = [client.ask(2.0, timeout_s=0.03), client.ask(3.0, timeout_s=0.03)]
@@ -370,6 +369,8 @@ class TestThreads:
                 return loop.call_later(delay, fire)
 
         counting = Counting()
-        client = Client(batcher(FakeEngine(), counting, threads, run_ns=SLOW, max_batch_size=1))
+        client = Client(
+            batcher(FakeEngine(), counting, threads, loop_budget_ns=ALWAYS_IN_THREADS, max_batch_size=1)
+        )
         await sums(*(client.ask(float(number)) for number in range(100)))
         assert counting.most == 1

@@ -18,7 +18,7 @@ from gateway.serving.live import EngineKey, Live, LoadedVersion
 from gateway.serving.loading import Loader
 from gateway.serving.tensors import InferenceError, InferRequest, InputTensor, RequestedOutput
 from gateway.telemetry.observations import UNKNOWN
-from tests.serving.fake_engine import FakeEngine, batcher, load, observing, requests
+from tests.serving.fake_engine import ALWAYS_IN_THREADS, FakeEngine, batcher, load, observing, requests
 from tests.states import in_force, pin, route
 
 SPLIT = route({"stable 1": 90, "canary 2": 10})
@@ -30,13 +30,13 @@ DRAW_STABLE, DRAW_CANARY = 0.0, 0.95
 class Desk:
     """The data plane of one worker, with fake engines; `adds` of version N is N hundred."""
 
-    def __init__(self, *routes: Route, versions: str = "12", threads: Any = None, run_ns: int = 0) -> None:
+    def __init__(self, *routes: Route, versions: str = "12", threads: Any = None, **options: Any) -> None:
         self.writer = observing()
         self.live = Live(self.writer)
         self.loop = asyncio.get_running_loop()
         self.engines = {version: FakeEngine(adds=100.0 * int(version)) for version in versions}
         for version, engine in self.engines.items():
-            load(self.live, version, engine, batcher(engine, self.loop, threads, run_ns=run_ns))
+            load(self.live, version, engine, batcher(engine, self.loop, threads, **options))
         self.live.swap(in_force(*(routes or (SPLIT,))))
         self.hold = asyncio.Event()
         self.hold.set()
@@ -175,7 +175,7 @@ class TestOneRevision:
     async def test_a_request_sees_one_revision_whatever_happens_while_it_runs(
         self, threads: ThreadPoolExecutor
     ) -> None:
-        desk = Desk(threads=threads, run_ns=10**15)
+        desk = Desk(threads=threads, loop_budget_ns=ALWAYS_IN_THREADS)
         gate = desk.engines["2"].gate = threading.Event()
         desk.draws = DRAW_CANARY
         answer, arrived = desk.start()
@@ -267,7 +267,9 @@ class TestErrors:
         assert value(await patient.ask(timeout_us=60_000_000)) == 101
 
     async def test_a_hanging_model_is_504_at_the_routes_deadline(self, threads: ThreadPoolExecutor) -> None:
-        desk = Desk(route({"stable 1": 100}, timeout_ms=30), threads=threads, run_ns=10**15)
+        desk = Desk(
+            route({"stable 1": 100}, timeout_ms=30), threads=threads, loop_budget_ns=ALWAYS_IN_THREADS
+        )
         gate = desk.engines["1"].gate = threading.Event()
         assert failure(await desk.ask())[0] == 504
         gate.set()

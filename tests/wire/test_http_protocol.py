@@ -150,7 +150,7 @@ async def test_an_offer_to_upgrade_is_passed_over(port: int, offer: bytes) -> No
         (b"NONSENSE\r\n\r\n", 400, "the request is no valid HTTP"),
         (b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", 400, "CONNECT is not for this server"),
         (b"GET / HTTP/1.1\r\nX: " + b"a" * (HEAD_BYTES + 1) + b"\r\n\r\n", 431, "more than 65536 bytes"),
-        (b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 20_000 + b"\r\n", 431, "more than 65536 bytes"),
+        (b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 1_000 + b"\r\n", 431, "1000 headers, the limit is 256"),
         (POST.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n"), 400, "no valid HTTP"),
         (b"GET / HTTP/1.1\nHost: a\n\n", 400, "no valid HTTP"),
         (b"GET / HTTP/1.1\r\nHost: a\r\nA: b\r\n c\r\n\r\n", 400, "no valid HTTP"),

@@ -266,7 +266,7 @@ def answer(array: Any, datatype: str, **keys: Any) -> InferResponse:
 
 
 def test_a_response() -> None:
-    body, header_length = encode_infer(answer(np.array([[1, 2]], np.float32), "FP32", id="7"))
+    (body,), header_length = encode_infer(answer(np.array([[1, 2]], np.float32), "FP32", id="7"))
     assert header_length is None and isinstance(body, bytes)
     assert msgspec.json.decode(body) == {
         "model_name": "m",
@@ -277,7 +277,7 @@ def test_a_response() -> None:
 
 
 def test_without_an_id_there_is_none() -> None:
-    body, _ = encode_infer(answer(np.zeros((0, 2), np.float32), "FP32"))
+    (body,), _ = encode_infer(answer(np.zeros((0, 2), np.float32), "FP32"))
     assert isinstance(body, bytes) and b'"id"' not in body and b'"data":[]' in body
 
 
@@ -291,7 +291,7 @@ def test_values_that_are_not_finite_are_the_models_failure(value: float, datatyp
 
 
 def test_the_word_null_is_no_null() -> None:
-    body, _ = encode_infer(answer(np.array([b"null"], object), "BYTES", id="null"))
+    (body,), _ = encode_infer(answer(np.array([b"null"], object), "BYTES", id="null"))
     assert isinstance(body, bytes) and msgspec.json.decode(body)["outputs"][0]["data"] == ["null"]
 
 

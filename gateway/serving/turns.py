@@ -1,0 +1,41 @@
+"""Whose run is next on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+
+TICK_BUDGET_NS = 1_000_000
+"""Runs of one tick of the loop. What is ready beyond it waits for the next tick: sockets are read and written
+between, so that many versions together hold up a health check no longer than this and one run."""
+
+
+class Turns:
+    """The versions of one worker that are ready to run, first come, first served, within a budget a tick."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, budget_ns: int = TICK_BUDGET_NS) -> None:
+        self._loop = loop
+        self._budget_ns = budget_ns
+        self._ready: deque[Callable[[], None]] = deque()
+        self._scheduled = False
+
+    def add(self, run: Callable[[], None]) -> None:
+        """Calls `run` once, at the end of this tick or a later one. It may add itself again."""
+        self._ready.append(run)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._tick)
+
+    def _tick(self) -> None:
+        ready = self._ready
+        started = time.perf_counter_ns() if len(ready) > 1 else 0
+        try:
+            ready.popleft()()
+            while ready and time.perf_counter_ns() - started < self._budget_ns:
+                ready.popleft()()
+        finally:
+            self._scheduled = bool(ready)
+            if ready:
+                self._loop.call_soon(self._tick)
