@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,14 +42,20 @@ class Protocol:
     read: Callable[[Answered], Array | None]
 
 
+def keyed(ask: Ask, number: int) -> Ask:
+    """The request of the user of this number."""
+    return replace(ask, headers=(*ask.headers, (KEY_HEADER, f"user-{number:04d}")))
+
+
 def raw_requests(ask: Ask, host: str, keys: int = KEYS) -> list[bytes]:
     """The bytes of whole HTTP/1.1 requests on a connection that stays open, one for each key."""
-    head = [f"POST {ask.path} HTTP/1.1", f"host: {host}", *(f"{name}: {text}" for name, text in ask.headers)]
-    head.append(f"content-length: {len(ask.body)}")
-    return [
-        "\r\n".join([*head, f"{KEY_HEADER}: user-{key:04d}", "", ""]).encode() + ask.body
-        for key in range(keys)
-    ]
+    return [_raw(keyed(ask, number), host) for number in range(keys)]
+
+
+def _raw(ask: Ask, host: str) -> bytes:
+    head = [f"POST {ask.path} HTTP/1.1", f"host: {host}", f"content-length: {len(ask.body)}"]
+    head += [f"{name}: {text}" for name, text in ask.headers]
+    return "\r\n".join([*head, "", ""]).encode() + ask.body
 
 
 def _json(document: Any) -> bytes:

@@ -57,6 +57,8 @@ class Running:
     process: Process
     keeper: int | None = None
     """A process of the tree that answers no requests: our supervisor."""
+    admin: str = ""
+    """Its admin listener, for ours."""
 
     def serving(self) -> list[int]:
         """The processes whose CPU time is a request's."""
@@ -67,10 +69,13 @@ Starter = Callable[[Path, Workload, Cores], AbstractContextManager[Running]]
 
 
 @contextmanager
-def turnout(directory: Path, workload: Workload, cores: Cores, workers: int = 1) -> Iterator[Running]:
+def turnout(
+    directory: Path, workload: Workload, cores: Cores, workers: int = 1, more: Sequence[str] = ()
+) -> Iterator[Running]:
     """Ours, with all that is on by default and a route of two versions, 90 : 10 by a sticky header.
 
-    The workers are on the server's core. The supervisor, which no request passes, is on the other.
+    The workers are on the server's core. The supervisor, which no request passes, is on the other. `more` are
+    options of `turnout serve`.
     """
     models = directory / "models"
     for version, (alias, file) in enumerate(zip(("champion", "challenger"), workload.files, strict=True), 1):
@@ -81,6 +86,7 @@ def turnout(directory: Path, workload: Workload, cores: Cores, workers: int = 1)
     options = [
         *("--config", str(manifest), "--admin-port", str(admin), "--workers", str(workers)),
         *("--state-dir", str(directory / "state"), "--cache-dir", str(directory / "cache")),
+        *more,
     ]
 
     def command(port: int) -> list[str]:
@@ -93,7 +99,7 @@ def turnout(directory: Path, workload: Workload, cores: Cores, workers: int = 1)
     with _running(command, directory, cores) as running:
         running.process.wait_until(all_workers)
         pin([running.process.pid], cores.load)
-        yield replace(running, keeper=running.process.pid)
+        yield replace(running, keeper=running.process.pid, admin=f"127.0.0.1:{admin}")
 
 
 @contextmanager
@@ -198,7 +204,7 @@ def _running(
 
 def check(running: Running, workload: Workload, protocol: Protocol) -> None:
     """Raises `BenchError` where the server's answer is not the model's."""
-    answer = _post(running.address, protocol.ask(workload.name, workload.row))
+    answer = post(running.address, protocol.ask(workload.name, workload.row))
     output = protocol.read(answer)
     if output is not None and not workload.is_answer(output):
         raise BenchError(
@@ -208,13 +214,14 @@ def check(running: Running, workload: Workload, protocol: Protocol) -> None:
 
 def _answers(address: str, ask: Ask) -> bool:
     try:
-        _post(address, ask)
+        post(address, ask)
     except (OSError, BenchError, http.client.HTTPException):
         return False
     return True
 
 
-def _post(address: str, ask: Ask) -> Answered:
+def post(address: str, ask: Ask) -> Answered:
+    """Raises `BenchError` for whatever is no 200."""
     connection = http.client.HTTPConnection(address, timeout=10)
     try:
         connection.request("POST", ask.path, ask.body, dict(ask.headers))
