@@ -62,8 +62,8 @@ def _workload(
     first, second = (
         models.save(model, directory / name / str(number)) for number, model in enumerate(versions, 1)
     )
-    # Two decimals: a tiny request in JSON has about 190 bytes, a medium one 1,950, as a client's would.
-    row = np.random.default_rng(7).uniform(-1, 1, shape).astype(np.float32).round(2)
+    # As many decimals as a feature has: with all that float32 can tell, requests would be twice as long.
+    row = np.random.default_rng(7).uniform(-1, 1, shape).astype(np.float32).round(4)
     return Workload(
         name=name, files=(first, second), row=row, answers=(_answer(first, row), _answer(second, row))
     )
