@@ -65,7 +65,7 @@ class Target:
         ask = subject.protocol.ask(workload.name, workload.row)
         keys = KEYS if len(ask.body) < _LARGE_BYTES else 4
         self.requests = raw_requests(ask, running.address, keys)
-        self.script = Script(scratch, str(abs(hash((subject.label, running.address)))), self.requests)
+        self.script = Script(scratch, "load", self.requests)
 
     def closed(self, connections: int, seconds: int, cores: Cores) -> Slice:
         """So many connections, each asking as soon as it has its answer.

@@ -139,19 +139,14 @@ def bare_protocol(directory: Path, workload: Workload, cores: Cores) -> Iterator
         yield running
 
 
-def peer(name: str, protocol: Protocol, environment: Mapping[str, str] | None = None) -> Starter:
+def peer(name: str, protocol: Protocol) -> Starter:
     """One of the scripts under peers/, run by the Python of the environment that `make bench-peers` makes."""
-    return partial(_peer, name, protocol, environment or {})
+    return partial(_peer, name, protocol)
 
 
 @contextmanager
 def _peer(
-    name: str,
-    protocol: Protocol,
-    environment: Mapping[str, str],
-    directory: Path,
-    workload: Workload,
-    cores: Cores,
+    name: str, protocol: Protocol, directory: Path, workload: Workload, cores: Cores
 ) -> Iterator[Running]:
     home = ROOT / ".venvs" / f"peer-{name}" / "bin"
     if not (home / "python").exists():
@@ -163,8 +158,8 @@ def _peer(
 
     own = {
         "PATH": f"{home}:{os.environ['PATH']}",
+        "PYTHONPATH": "",  # nothing of this tree
         "TURNOUT_BENCH_MODEL": str(workload.files[0]),
-        **environment,
     }
     with _answering(command, directory, workload, cores, protocol, own) as running:
         yield running
@@ -193,7 +188,6 @@ def _running(
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Running]:
     port = free_port()
-    # Python's path names this tree for our own servers; a peer's script lies outside of what it imports.
     own = {**ONE_THREAD, "PYTHONPATH": str(ROOT), **(environment or {})}
     process = Process(command(port), directory / "log", core=cores.server, cwd=directory, environment=own)
     try:
