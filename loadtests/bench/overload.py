@@ -15,8 +15,9 @@ import asyncio
 import json
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import uvloop
@@ -29,6 +30,7 @@ ROUNDS = 640
 """Products of 512 x 512 in a slow run."""
 TINY_RATE, HEALTH_RATE = 300.0, 50.0
 MEASURE_S = 2.0
+Ask = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Target:
@@ -59,26 +61,24 @@ class Target:
         parts = []
         for status, latencies in sorted(self.latencies_ms.items()):
             latencies.sort()
-            p50, p99, most = (latencies[min(int(len(latencies) * q), len(latencies) - 1)] for q in (0.5, 0.99, 1))
+            p50, p99, most = (
+                latencies[min(int(len(latencies) * q), len(latencies) - 1)] for q in (0.5, 0.99, 1)
+            )
             rate = len(latencies) / seconds
             parts.append(f"{status}: {rate:.0f}/s, p50 {p50:.1f} p99 {p99:.1f} max {most:.1f} ms")
         return "; ".join(parts) or "nothing"
 
 
-async def offer(ask: Callable[[], Awaitable[None]], rate: float, seconds: float) -> None:
+async def offer(ask: Ask, rate: float, seconds: float) -> None:
     """An open load: requests at fixed times, whatever became of the earlier ones."""
     started = time.perf_counter()
     async with asyncio.TaskGroup() as group:
         for number in range(int(rate * seconds)):
             await asyncio.sleep(max(0.0, started + number / rate - time.perf_counter()))
-            group.create_task(_awaited(ask))
+            group.create_task(ask())
 
 
-async def _awaited(ask: Callable[[], Awaitable[None]]) -> None:
-    await ask()
-
-
-async def closed(ask: Callable[[], Awaitable[None]], clients: int, seconds: float) -> None:
+async def closed(ask: Ask, clients: int, seconds: float) -> None:
     """A closed load: each client asks again when it has its answer."""
     until = time.perf_counter() + seconds
 
@@ -102,20 +102,18 @@ async def bench(data: str, slow_routes: Sequence[str], factor: float, seconds: f
     tiny = Target(address, infer("tiny", 16))
     health = Target(address, b"GET /v2/health/ready HTTP/1.1\r\nHost: bench\r\n\r\n")
     slow = [Target(address, infer(route, 4)) for route in slow_routes]
-    beside = [
-        lambda: offer(tiny.ask, TINY_RATE, seconds),
-        lambda: offer(health.ask, HEALTH_RATE, seconds),
-    ]
-    await asyncio.gather(*(load() for load in beside))
+
+    async def others() -> None:
+        await asyncio.gather(offer(tiny.ask, TINY_RATE, seconds), offer(health.ask, HEALTH_RATE, seconds))
+
+    await others()
     print(f"alone   tiny   {tiny.text(seconds)}\n        health {health.text(seconds)}", flush=True)
     await closed(slow[0].ask, 4, MEASURE_S)
     capacity = len(slow[0].latencies_ms[200]) / MEASURE_S
     print(f"one slow version alone does {capacity:.0f}/s; offered to each: {capacity * factor:.0f}/s")
     for target in (tiny, health, *slow):
         target.clear()
-    await asyncio.gather(
-        *(load() for load in beside), *(offer(target.ask, capacity * factor, seconds) for target in slow)
-    )
+    await asyncio.gather(others(), *(offer(target.ask, capacity * factor, seconds) for target in slow))
     print(f"beside  tiny   {tiny.text(seconds)}\n        health {health.text(seconds)}")
     for target in slow:
         print(f"        slow   {target.text(seconds)}")
@@ -146,8 +144,9 @@ def main() -> None:
             ]
         )
         gateway = Gateway(Path(directory) / "gateway", manifest, "--workers", options.workers)
-        for name in ("tiny", *slow_routes):
-            model = models.mlp(16, 32, 2) if name == "tiny" else models.slow(options.rounds)
+        for number, name in enumerate(("tiny", *slow_routes)):
+            # Each of another length: routes to the same bytes would share one loaded version.
+            model = models.slow(options.rounds + number) if number else models.mlp(16, 32, 2)
             source = models.save(model, Path(directory) / name)
             publish(gateway.directory / "models", name, source, version="1", aliases=["champion"])
         try:
