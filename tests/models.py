@@ -40,12 +40,14 @@ def save(model: onnx.ModelProto, directory: Path, name: str = "model.onnx") -> P
     return path
 
 
-def identity(datatype: str = "FP32", shape: Shape = ("batch", 4)) -> onnx.ModelProto:
+def identity(
+    datatype: str = "FP32", shape: Shape = ("batch", 4), *, output: str = "output"
+) -> onnx.ModelProto:
     """`output = input`, of any datatype of the protocol."""
     return _model(
-        [helper.make_node("Identity", ["input"], ["output"])],
+        [helper.make_node("Identity", ["input"], [output])],
         [tensor("input", datatype, shape)],
-        [tensor("output", datatype, shape)],
+        [tensor(output, datatype, shape)],
     )
 
 
@@ -122,6 +124,37 @@ def two_inputs(second: str = "batch") -> onnx.ModelProto:
         [helper.make_node("Add", ["a", "b"], ["sum"])],
         [tensor("a", "FP32", ["batch", 3]), tensor("b", "FP32", [second, 3])],
         [tensor("sum", "FP32", ["batch", 3])],
+    )
+
+
+def named_columns() -> onnx.ModelProto:
+    """Like a converted pipeline: `age` FP32 [-1,1] and `town` BYTES [-1,1], passed through as `a` and `t`."""
+    return _model(
+        [helper.make_node("Identity", ["age"], ["a"]), helper.make_node("Identity", ["town"], ["t"])],
+        [tensor("age", "FP32", ["batch", 1]), tensor("town", "BYTES", ["batch", 1])],
+        [tensor("a", "FP32", ["batch", 1]), tensor("t", "BYTES", ["batch", 1])],
+    )
+
+
+def mean() -> onnx.ModelProto:
+    """FP32 `input` [-1,2] → `mean` [], of all its rows."""
+    return _model(
+        [helper.make_node("ReduceMean", ["input"], ["mean"], keepdims=0)],
+        [tensor("input", "FP32", ["batch", 2])],
+        [tensor("mean", "FP32", [])],
+    )
+
+
+def two_outputs() -> onnx.ModelProto:
+    """Like a classifier: FP32 `input` [-1,2] → `total` [-1,1], the sum of each row, and `same` [-1,2]."""
+    return _model(
+        [
+            helper.make_node("MatMul", ["input", "ones"], ["total"]),
+            helper.make_node("Identity", ["input"], ["same"]),
+        ],
+        [tensor("input", "FP32", ["batch", 2])],
+        [tensor("total", "FP32", ["batch", 1]), tensor("same", "FP32", ["batch", 2])],
+        [numpy_helper.from_array(np.ones((2, 1), np.float32), "ones")],
     )
 
 

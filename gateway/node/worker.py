@@ -31,6 +31,7 @@ from gateway.serving.explicit import ExplicitVersions, Located
 from gateway.serving.inference import Inference
 from gateway.serving.live import EngineKey, Live, ServedArm
 from gateway.serving.loading import LOADS_AT_ONCE, Loader
+from gateway.serving.run_threads import RunThreads
 from gateway.serving.tensors import InferenceError
 from gateway.telemetry.observations import SIZE_BYTES, ObservationWriter
 from gateway.wire.app import data_plane
@@ -69,8 +70,7 @@ class Worker:
         memory = mmap.mmap(config.observations_fd, SIZE_BYTES)
         self._live = Live(ObservationWriter(memoryview(memory)))
         load_threads = ThreadPoolExecutor(LOADS_AT_ONCE, thread_name_prefix="load")
-        run_threads = ThreadPoolExecutor(config.run_threads, thread_name_prefix="run")
-        self._loader = Loader(loop, load_threads, run_threads)
+        self._loader = Loader(loop, load_threads, RunThreads(config.run_threads))
         self._explicit = ExplicitVersions(self._live, self._loader, self._locate)
         self._channel = Channel(
             {

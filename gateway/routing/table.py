@@ -124,7 +124,8 @@ class RouteEntry:
         for weight_bp, copy, arm in self._draws:
             hasher = copy()
             hasher.update(key)
-            score = weight_bp / -log(unit_interval(hasher.digest()))
+            # `unit_interval`, without the call.
+            score = weight_bp / -log(((_first_64_bits(hasher.digest())[0] >> 12) + 0.5) * _TO_UNIT)
             if score > highest:
                 highest, best = score, arm
         return best

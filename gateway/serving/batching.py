@@ -67,7 +67,7 @@ class Work:
                 self.group = (observations, outputs, *[each[1:] for each in shapes])
             self.rows = shape[0]
 
-    def finish(self, outcome: list[Array] | InferenceError) -> None:
+    def deliver(self, outcome: list[Array] | InferenceError) -> None:
         done, self.done = self.done, None
         if done is not None:
             done(outcome)
@@ -182,7 +182,7 @@ class Batcher:
             if work.done is None:
                 continue
             if work.deadline_ns < now:
-                work.finish(_too_late())
+                work.deliver(_too_late())
             elif not works or (group is not None and work.group == group and rows + work.rows <= most):
                 group = work.group
                 works.append(work)
@@ -222,7 +222,7 @@ class Batcher:
         observations.ran(run.rows, run.waited_ns, took_ns, int(time.time() * 1000))
         for work, outcome in zip(run.works, outcomes, strict=True):
             try:
-                work.finish(outcome)
+                work.deliver(outcome)
             except Exception:
                 # The others of the batch, and those that wait behind it, must have their answers all the same.
                 log.exception("an answer could not be delivered")
@@ -238,7 +238,7 @@ class Batcher:
         now = time.perf_counter_ns()
         for work in (*self._running, *self._queue):
             if work.deadline_ns < now:
-                work.finish(_too_late())
+                work.deliver(_too_late())
         # Nobody waits for them: they take no place of those who do, and their inputs go.
         self._queue = deque(work for work in self._queue if work.done is not None)
         self._loop.call_later(_SWEEP_S, self._sweep)

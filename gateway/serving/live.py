@@ -101,7 +101,7 @@ class ServedArm:
 class LiveRoute:
     """One route of one snapshot."""
 
-    __slots__ = ("arms", "by_arm", "entry", "refused", "sticky_kind", "sticky_name", "timeout_ns")
+    __slots__ = ("_answering", "arms", "entry", "refused", "sticky_kind", "sticky_name", "timeout_ns")
 
     def __init__(
         self, entry: RouteEntry, arms: Mapping[str, ServedArm], refused: VersionObservations
@@ -109,9 +109,9 @@ class LiveRoute:
         self.entry = entry
         self.arms = arms
         """By variant name; a variant whose version is not loaded here is missing."""
-        self.by_arm: dict[Arm, ServedArm] = {
-            arm: arms[name] for name, arm in entry.arms.items() if name in arms
-        }
+        # By the name that an arm has itself, which for a denied variant's is the fallback's: an arm is one variant's
+        # only, and the hash of a name costs nothing.
+        self._answering = {arm.variant: arms[name] for name, arm in entry.arms.items() if name in arms}
         self.refused = refused
         """Where requests are counted that reach no version."""
         self.timeout_ns = entry.timeout_ms * 1_000_000
@@ -126,9 +126,9 @@ class LiveRoute:
 
     def served(self, arm: Arm) -> ServedArm | None:
         """The arm's own engine, or the fallback's while it is not loaded: an answer beats an error."""
-        served = self.by_arm.get(arm)
+        served = self._answering.get(arm.variant)
         if served is None and self.entry.fallback is not None:
-            served = self.by_arm.get(self.entry.fallback)
+            served = self._answering.get(self.entry.fallback.variant)
         return served
 
 

@@ -12,6 +12,7 @@ from gateway.serving.batching import LOOP_BUDGET_NS, Batcher
 from gateway.serving.engine import Engine, EngineError
 from gateway.serving.engines.onnx import load_onnx
 from gateway.serving.live import EngineKey, LoadedVersion
+from gateway.serving.run_threads import RunThreads
 from gateway.serving.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ class Loader:
     """Makes loaded versions in threads of its own: the threads of inference never wait for a load."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, load_threads: Executor, run_threads: Executor
+        self, loop: asyncio.AbstractEventLoop, load_threads: Executor, run_threads: RunThreads
     ) -> None:
         self._loop = loop
         self._load_threads = load_threads
@@ -36,9 +37,8 @@ class Loader:
         """The version at `path`, loaded and warm. Raises `EngineError` with the engine's reason."""
         async with self._slots:
             engine, run_ns = await self._loop.run_in_executor(self._load_threads, _load, key, Path(path))
-        batcher = Batcher(
-            engine, key.options, self._loop, self._run_threads, run_ns=run_ns, turns=self._turns
-        )
+        lane = self._run_threads.lane(run_ns)
+        batcher = Batcher(engine, key.options, self._loop, lane, run_ns=run_ns, turns=self._turns)
         return LoadedVersion(key, engine, batcher, self._close)
 
     def _close(self, engine: Engine) -> None:

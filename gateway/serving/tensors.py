@@ -5,11 +5,12 @@ Structs of msgspec, which are made in a fifth of the time that a dataclass takes
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from gateway.serving.engine import Array
+from gateway.serving.engine import Array, Signature
 
 
 class InferenceError(Exception):
@@ -32,6 +33,11 @@ class InputTensor(msgspec.Struct, kw_only=True):
     array: Array
 
 
+Untyped = Callable[[Signature], list[InputTensor]]
+"""Makes the inputs of a request that names neither datatypes nor shapes, for the signature of the version that
+was picked. An input that the signature does not have is left to `Checker`. Raises `InferenceError` (400)."""
+
+
 class RequestedOutput(msgspec.Struct, kw_only=True):
     name: str
     binary: bool = False
@@ -43,6 +49,8 @@ class InferRequest(msgspec.Struct, kw_only=True):
     """One prediction to make, decoded and not yet checked against a model's signature."""
 
     inputs: list[InputTensor]
+    untyped: Untyped | None = None
+    """In place of `inputs`, where only the version that is picked can tell what the request's values are."""
     outputs: list[RequestedOutput] = []
     """Empty: all of the model's outputs."""
     id: str = ""

@@ -36,6 +36,7 @@ class Checker:
         self.signature = signature
         self.output_names = tuple(spec.name for spec in signature.outputs)
         shared = _shared_dimensions(signature.inputs)
+        self.only_output = signature.outputs[0] if len(signature.outputs) == 1 else None
         self.output_datatypes = {spec.name: spec.datatype for spec in signature.outputs}
         self._checks = {spec.name: _InputCheck(spec, shared) for spec in signature.inputs}
         self._count = len(self._checks)
@@ -58,6 +59,8 @@ class Checker:
             if tensor.name == name and tensor.datatype == datatype and array.shape[1:] == row and array.ndim:
                 outputs = self._check_outputs(model_name, request) if request.outputs else self.output_names
                 return {name: array}, outputs
+        if request.untyped is not None:
+            inputs = request.untyped(self.signature)
         if len(inputs) != self._count:
             raise self._wrong_count(model_name, inputs)
         if self._count and inputs[0].datatype == RAW:

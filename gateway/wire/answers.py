@@ -1,23 +1,20 @@
 """From a request's bytes to the data plane and from its answer to bytes, for every way that HTTP takes here.
 
-What may take milliseconds goes to a thread: `is_large_request` and `is_quick_answer` tell.
+What may take milliseconds goes to a thread: `is_large_request` and `is_quick_response` tell.
 """
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from gateway.serving.inference import Answer
-from gateway.serving.tensors import InferenceError, InferRequest
+from gateway.serving.answer import Answer
+from gateway.serving.tensors import InferenceError, InferRequest, InferResponse
+from gateway.wire.codec import HEADER_LENGTH, JSON_HEADERS, Codec, Encode, HeaderMap, Headers
 from gateway.wire.compression import accepted_encoding, compress, decompress
 from gateway.wire.oip_binary import Buffer
-from gateway.wire.oip_json import Limits, decode_infer, encode_error, encode_infer
+from gateway.wire.oip_json import encode_single
 
-HeaderMap = Mapping[bytes, bytes]
-"""Lower-case name → value."""
-Headers = list[tuple[bytes, bytes]]
 Encoded = tuple[int, Headers, Sequence[Buffer]]
 """Status, headers that say what the body is, and the parts of the body."""
 
@@ -26,32 +23,31 @@ OFF_LOOP_BYTES = 256 * 1024
 OFF_LOOP_ELEMENTS = 16 * 1024
 """So many numbers take a millisecond to write as JSON."""
 COMPRESSED_FROM_BYTES = 1024
-_JSON_NUMBER_BYTES = 4
-"""At least: with the comma behind it. A shorter answer is not worth a thread."""
-JSON_HEADERS: Headers = [(b"content-type", b"application/json")]
-_BINARY = (b"content-type", b"application/octet-stream")
-_HEADER_LENGTH = b"inference-header-content-length"
+SMALL_ELEMENTS = 256
+"""Fewer make an answer that is written in microseconds, and not worth to compress."""
 _NO_HEADER_VALUE = re.compile(rb"[\x00-\x1f\x7f]")
+_NO_ANSWER = InferenceError(500, "the model gave no answer")
 
 
 def is_large_request(headers: HeaderMap, body: Buffer) -> bool:
+    """Whether `decode` is for a thread."""
     if b"content-encoding" in headers:
         return True
     if len(body) < OFF_LOOP_BYTES:
         return False
-    length = headers.get(_HEADER_LENGTH, b"")
+    length = headers.get(HEADER_LENGTH, b"")
     if not length.isdigit() or len(length) > 6 or int(length) >= OFF_LOOP_BYTES:
         return True
     # Binary data costs nothing but where each element has a length of its own.
     return b"BYTES" in bytes(body[: int(length)])
 
 
-def decode(headers: HeaderMap, body: Buffer, limits: Limits) -> InferRequest:
-    """Raises `InferenceError`."""
+def decode(codec: Codec, headers: HeaderMap, body: Buffer, limit: int) -> tuple[InferRequest, Encode]:
+    """The request, and how its answer is written. Raises `InferenceError`."""
     encoding = headers.get(b"content-encoding")
     if encoding:
-        body = decompress(body, encoding.decode("latin-1"), limits.body_bytes)
-    return decode_infer(body, _header_length(headers), limits)
+        body = decompress(body, encoding.decode("latin-1"), limit)
+    return codec.decode(body, headers)
 
 
 def too_large(size: int, limit: int) -> InferenceError:
@@ -60,55 +56,55 @@ def too_large(size: int, limit: int) -> InferenceError:
     )
 
 
-async def decode_large(headers: HeaderMap, body: Buffer, limits: Limits) -> InferRequest:
-    """`decode` in a thread."""
-    return await asyncio.to_thread(decode, headers, body, limits)
+def encode_single_output(answer: Answer) -> bytes | None:
+    """The body of the most common answer of the Open Inference Protocol: one small output, nothing asked for.
+
+    None for any other. Raises `InferenceError` where it cannot be written.
+    """
+    arrays, served = answer.arrays, answer.served
+    if arrays is None or served is None:
+        return None
+    only = served.loaded.checker.only_output
+    if only is None or arrays[0].size >= SMALL_ELEMENTS or not answer.is_plain:
+        return None
+    return encode_single(answer.route_name, served.pin.version, only, arrays[0])
 
 
-def encode(answer: Answer) -> Encoded:
-    """A Content-Length and `turnout_headers` are still to come."""
-    error = answer.error
-    if error is None and answer.response is not None:
-        try:
-            encoded, header_length = encode_infer(answer.response)
-        except InferenceError as unencodable:
-            error = unencodable
-        else:
-            if header_length is None:
-                return 200, JSON_HEADERS, encoded
-            return 200, [_BINARY, (_HEADER_LENGTH, b"%d" % header_length)], encoded
-    assert error is not None
-    headers = JSON_HEADERS
-    if error.retry_after_s is not None:
-        headers = [(b"retry-after", b"%d" % error.retry_after_s), *headers]
-    return error.status, headers, [encode_error(str(error))]
-
-
-def is_quick_answer(headers: HeaderMap, answer: Answer) -> bool:
-    """Whether `encode` takes microseconds, and nothing comes behind it."""
-    if answer.response is None:
-        return True
-    for output in answer.response.outputs:
+def is_quick_response(headers: HeaderMap, response: InferResponse) -> bool:
+    """Whether `encode` takes microseconds, and nothing comes behind it; `headers` are the request's."""
+    for output in response.outputs:
         count = output.array.size
         if count >= OFF_LOOP_ELEMENTS and (not output.binary or output.datatype == "BYTES"):
             return False
-        if count * _JSON_NUMBER_BYTES >= COMPRESSED_FROM_BYTES and b"accept-encoding" in headers:
+        if count >= SMALL_ELEMENTS and b"accept-encoding" in headers:
             return False
     return True
 
 
-async def encode_large(headers: HeaderMap, answer: Answer) -> Encoded:
-    """`encode` in a thread, and compressed where the request's headers accept it."""
-    return await asyncio.to_thread(_encode_large, headers, answer)
+def encode(codec: Codec, encode: Encode, response: InferResponse) -> Encoded:
+    """An answer, or why it cannot be written."""
+    try:
+        return 200, *encode(response)
+    except InferenceError as unencodable:
+        return encode_error(codec, unencodable)
 
 
-def _encode_large(headers: HeaderMap, answer: Answer) -> Encoded:
-    status, out, body = encode(answer)
+def encode_large(codec: Codec, encode_: Encode, response: InferResponse, headers: HeaderMap) -> Encoded:
+    """For a thread: as `encode`, and compressed where the request's headers accept it."""
+    status, out, body = encode(codec, encode_, response)
     encoding = accepted_encoding(headers.get(b"accept-encoding", b"").decode("latin-1"))
     if not encoding or size(body) < COMPRESSED_FROM_BYTES:
         return status, out, body
     squeezed = compress(b"".join(body), encoding)
     return status, [*out, (b"content-encoding", encoding.encode()), (b"vary", b"accept-encoding")], [squeezed]
+
+
+def encode_error(codec: Codec, error: InferenceError | None) -> Encoded:
+    error = error or _NO_ANSWER
+    headers = JSON_HEADERS
+    if error.retry_after_s is not None:
+        headers = [(b"retry-after", b"%d" % error.retry_after_s), *headers]
+    return error.status, headers, [codec.encode_error(error)]
 
 
 def turnout_headers(answer: Answer) -> Headers:
@@ -129,12 +125,3 @@ def turnout_headers(answer: Answer) -> Headers:
 def size(body: Sequence[Buffer]) -> int:
     """Bytes."""
     return sum(len(part) if isinstance(part, bytes) else part.nbytes for part in body)
-
-
-def _header_length(headers: HeaderMap) -> int | None:
-    text = headers.get(_HEADER_LENGTH)
-    if text is None:
-        return None
-    if not text.isdigit() or len(text) > 18:
-        raise InferenceError(400, "Inference-Header-Content-Length must be a number of bytes")
-    return int(text)

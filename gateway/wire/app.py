@@ -21,6 +21,8 @@ from gateway.wire import oip_documents as documents
 from gateway.wire.fast_lane import Lane
 from gateway.wire.infer import InferEndpoint
 from gateway.wire.models import Ask, Models, json_response
+from gateway.wire.neighbours.mlflow import Invocations, InvocationsCodec
+from gateway.wire.neighbours.tensorflow_serving import PredictCodec, tensorflow_routes
 from gateway.wire.oip_json import Limits, encode_error
 
 _INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
@@ -80,15 +82,16 @@ def data_plane(
 ) -> DataPlane:
     """The application over the data plane of one worker."""
     readiness = Readiness(live)
-    return DataPlane(
-        InferEndpoint(inference, limits),
-        _rest(Models(live, explicit, ask), readiness),
-        readiness,
-        Lane(inference, limits),
-    )
+    models = Models(live, explicit, ask)
+    neighbours = [
+        *tensorflow_routes(InferEndpoint(inference, limits, PredictCodec()), models),
+        Route("/invocations", Invocations(InferEndpoint(inference, limits, InvocationsCodec()), live)),
+    ]
+    rest = _rest(models, readiness, neighbours)
+    return DataPlane(InferEndpoint(inference, limits), rest, readiness, Lane(inference, limits))
 
 
-def _rest(models: Models, readiness: Readiness) -> Starlette:
+def _rest(models: Models, readiness: Readiness, neighbours: list[Route]) -> Starlette:
     async def server(_: Request) -> Response:
         return json_response(documents.server_metadata(SERVER_VERSION))
 
@@ -97,6 +100,12 @@ def _rest(models: Models, readiness: Readiness) -> Starlette:
 
     async def ready(_: Request) -> Response:
         return json_response({"ready": readiness.ready}, 200 if readiness.ready else 503)
+
+    async def ping(_: Request) -> Response:
+        return Response("\n", 200 if readiness.ready else 503, media_type="application/json")
+
+    async def version(_: Request) -> Response:
+        return Response(SERVER_VERSION, media_type="text/plain")
 
     model = "/v2/models/{model}"
     routes = [
@@ -108,6 +117,10 @@ def _rest(models: Models, readiness: Readiness) -> Starlette:
         Route("/v2/repository/index", models.index, methods=["POST"]),
         Route("/v2/repository/models/{model}/load", models.load, methods=["POST"]),
         Route("/v2/repository/models/{model}/unload", models.unload, methods=["POST"]),
+        Route("/ping", ping),
+        Route("/health", ping),
+        Route("/version", version),
+        *neighbours,
     ]
     for at in (model, model + "/versions/{version}"):
         routes += [

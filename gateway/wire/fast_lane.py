@@ -8,31 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from gateway.routing.manifest import NAME
-from gateway.serving.inference import Answer, Inference
+from gateway.serving.answer import Answer
+from gateway.serving.inference import Inference
 from gateway.serving.live import ServedArm
-from gateway.serving.tensors import InferenceError, InferRequest
+from gateway.serving.tensors import InferenceError, InferRequest, InferResponse
 from gateway.wire import answers
-from gateway.wire.answers import Headers
+from gateway.wire.codec import JSON_HEADERS, Headers, OpenInference, encode_open
 from gateway.wire.http_protocol import HttpProtocol, Phase
 from gateway.wire.oip_binary import Buffer
 from gateway.wire.oip_json import Limits
+from gateway.wire.plain_heads import INFER_PATH, Fields, PlainHeads, Target
 
 log = logging.getLogger(__name__)
 
-_INFER = re.compile(rf"/v2/models/({NAME.pattern})(?:/versions/({NAME.pattern}))?/infer".encode())
-_REMEMBERED = 10_000
-"""Paths: clients may name any version."""
-
-Target = tuple[str, "str | None"]
-"""Route and version."""
+_BEGINNING = b"POST /v2/models/"
+_BLANK_LINE = b"\r\n\r\n"
 
 
 class Lane:
@@ -41,23 +37,11 @@ class Lane:
     def __init__(self, inference: Inference, limits: Limits) -> None:
         self.inference = inference
         self.limits = limits
+        self.codec = OpenInference(limits)
         self.draining = False
-        self._targets: dict[bytes, Target] = {}
+        self.plain = PlainHeads()
         self._heads: dict[ServedArm, bytes] = {}
         self._heads_of: tuple[object, str] = (None, "")
-
-    def target(self, url: bytes) -> Target | None:
-        """None for whatever is no infer request with plain names and without a query."""
-        target = self._targets.get(url)
-        if target is None:
-            match = _INFER.fullmatch(url)
-            if match is None:
-                return None
-            target = match[1].decode(), None if match[2] is None else match[2].decode()
-            if len(self._targets) >= _REMEMBERED:
-                self._targets.clear()
-            self._targets[url] = target
-        return target
 
     def head(self, answer: Answer, defaults: Headers) -> bytes:
         """The first lines of an answer of status 200: who gave it, and when.
@@ -72,7 +56,8 @@ class Lane:
         assert served is not None
         head = self._heads.get(served)
         if head is None:
-            head = self._heads[served] = _head(200, [*defaults, *answers.turnout_headers(answer)])
+            lines = [b"%s: %s\r\n" % header for header in (*defaults, *answers.turnout_headers(answer))]
+            head = self._heads[served] = STATUS_LINE[200] + b"".join(lines)
         return head
 
 
@@ -110,7 +95,7 @@ class FastLane(HttpProtocol):
         """Of the request that is under way here, None where none is."""
         self._receiving = False
         """Whether what the parser has at hand is a part of that request."""
-        self._fields: dict[bytes, bytes] = {}
+        self._fields: Fields = {}
         """The request's headers."""
         self._parts: list[bytes] = []
         self._received_bytes = 0
@@ -123,15 +108,22 @@ class FastLane(HttpProtocol):
         self._idle_timer: asyncio.TimerHandle | None = None
 
     def data_received(self, data: bytes) -> None:
+        if self._phase is Phase.WHOLE and data.startswith(_BEGINNING) and self._is_waiting():
+            end = data.find(_BLANK_LINE)
+            head = self._lane.plain.read(data[:end]) if end > 0 else None
+            if head is not None:
+                target, fields, length = head
+                body = data[end + len(_BLANK_LINE) :]
+                if len(body) == length <= self._lane.limits.body_bytes:
+                    self._begin(target, fields)
+                    self._start(body)
+                    return
         super().data_received(data)
         if self._ready:
             # Not in the parser's call-back, whose exceptions are taken for bad HTTP.
             self._ready = False
-            try:
-                self._start()
-            except Exception:
-                log.exception("a request could not be answered")
-                self.transport.close()
+            parts, self._parts = self._parts, []
+            self._start(parts[0] if len(parts) == 1 else b"".join(parts))
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._idle_timer is not None:
@@ -172,57 +164,69 @@ class FastLane(HttpProtocol):
             self._ready = True
 
     def _to_application(self) -> None:
-        target = self._lane.target(self.url)
-        self._receiving = target is not None and self._is_plain()
-        if not self._receiving:
+        target = self._plain_target()
+        self._receiving = target is not None
+        if target is None:
             super()._to_application()
-            return
-        self._started_ns = time.perf_counter_ns()
-        self._target = target
-        self._received_bytes = 0
-        cycle = self._own
-        cycle.response_started = cycle.response_complete = False
-        self.cycle = cycle  # type: ignore[assignment]
+        else:
+            self._received_bytes = 0
+            self._begin(target, self._fields)
 
-    def _is_plain(self) -> bool:
-        """Whether nothing about the request's head asks for more than the lane knows."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            return False
+    def _is_waiting(self) -> bool:
+        """Whether every request of this connection has been answered, and another one may come."""
+        cycle = self.cycle
+        return cycle is None or (cycle.response_complete and self._last_words is None)
+
+    def _plain_target(self) -> Target | None:
+        """None where anything about the request's head asks for more than the lane knows."""
+        match = INFER_PATH.fullmatch(self.url)
+        if match is None or not self._is_waiting():
+            return None
         fields = self._fields = dict(self.headers)
         if (
             len(fields) != len(self.headers)
             or b"host" not in fields
             or b"expect" in fields
             or self.parser.get_method() != b"POST"
+            or self.parser.get_http_version() != "1.1"
             or not self.parser.should_keep_alive()
         ):
-            return False
-        # HTTP/1.0 keeps a connection only where it is asked to.
-        if b"connection" in fields and self.parser.get_http_version() != "1.1":
-            return False
+            return None
         announced = fields.get(b"content-length")
-        return announced is None or int(announced) <= self._lane.limits.body_bytes
+        if announced is not None and int(announced) > self._lane.limits.body_bytes:
+            return None
+        return match[1].decode(), None if match[2] is None else match[2].decode()
 
-    def _start(self) -> None:
-        parts, self._parts = self._parts, []
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        fields, limits = self._fields, self._lane.limits
-        refusal, self._refusal = self._refusal, None
-        if refusal is not None:
-            self._refuse_request(refusal)
-        elif answers.is_large_request(fields, body):
-            self._in_task(self._decode_large(body))
+    def _begin(self, target: Target, fields: Fields) -> None:
+        self._started_ns = time.perf_counter_ns()
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+        self._target = target
+        self._fields = fields
+        cycle = self._own
+        cycle.response_started = cycle.response_complete = False
+        self.cycle = cycle  # type: ignore[assignment]
+
+    def _start(self, body: bytes) -> None:
+        try:
+            if self._refusal is not None:
+                raise self._refusal
+            if answers.is_large_request(self._fields, body):
+                self._in_task(self._decode_large(body))
+                return
+            request, _ = self._lane.codec.decode(body, self._fields)
+        except InferenceError as error:
+            self._refusal = None
+            self._refuse_request(error)
         else:
-            try:
-                request = answers.decode(fields, body, limits)
-            except InferenceError as error:
-                self._refuse_request(error)
-            else:
-                self._run(request)
+            self._run(request)
 
     async def _decode_large(self, body: bytes) -> None:
         try:
-            request = await answers.decode_large(self._fields, body, self._lane.limits)
+            lane = self._lane
+            request, _ = await asyncio.to_thread(
+                answers.decode, lane.codec, self._fields, body, lane.limits.body_bytes
+            )
         except InferenceError as error:
             if self._target is not None:
                 self._refuse_request(error)
@@ -245,34 +249,50 @@ class FastLane(HttpProtocol):
 
     def _answered(self, answer: Answer) -> None:
         self._answer = answer
-        if answers.is_quick_answer(self._fields, answer):
-            self._write(answer, *answers.encode(answer))
+        codec = self._lane.codec
+        if answer.error is not None:
+            self._write(answer, *answers.encode_error(codec, answer.error))
+            return
+        try:
+            body = answers.encode_single_output(answer)
+        except InferenceError as unencodable:
+            self._write(answer, *answers.encode_error(codec, unencodable))
+            return
+        if body is not None:
+            self._write(answer, 200, JSON_HEADERS, [body])
+            return
+        response = answer.response
+        assert response is not None
+        if answers.is_quick_response(self._fields, response):
+            self._write(answer, *answers.encode(codec, encode_open, response))
         else:
-            self._in_task(self._write_large(answer))
+            self._in_task(self._write_large(answer, response))
 
-    async def _write_large(self, answer: Answer) -> None:
-        encoded = await answers.encode_large(self._fields, answer)
+    async def _write_large(self, answer: Answer, response: InferResponse) -> None:
+        encoded = await asyncio.to_thread(
+            answers.encode_large, self._lane.codec, encode_open, response, self._fields
+        )
         if self._answer is answer:
             self._write(answer, *encoded)
 
     def _write(self, answer: Answer, status: int, headers: Headers, body: Sequence[Buffer]) -> None:
         cycle = self._own
-        if status == 200:
-            head = self._lane.head(answer, self.server_state.default_headers)
-        else:
-            head = _head(status, [*self.server_state.default_headers, *answers.turnout_headers(answer)])
+        defaults = self.server_state.default_headers
         if self._lane.draining:
             cycle.keep_alive = False
-        closing = b"" if cycle.keep_alive else b"connection: close\r\n"
-        if headers is answers.JSON_HEADERS:
-            (part,) = body
+        if status == 200 and headers is JSON_HEADERS and cycle.keep_alive:
+            part = body[0]
             self.transport.write(
-                b"%scontent-type: application/json\r\ncontent-length: %d\r\n%s\r\n%s"
-                % (head, len(part), closing, part)
+                b"%scontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
+                % (self._lane.head(answer, defaults), len(part), part)
             )
         else:
-            length = b"content-length: %d\r\n" % answers.size(body)
-            self.transport.writelines([head, _lines(headers), length, closing, b"\r\n", *body])
+            head = [*defaults, *answers.turnout_headers(answer), *headers]
+            head.append((b"content-length", b"%d" % answers.size(body)))
+            if not cycle.keep_alive:
+                head.append((b"connection", b"close"))
+            lines = [b"%s: %s\r\n" % header for header in head]
+            self.transport.writelines([STATUS_LINE[status], *lines, b"\r\n", *body])
         self._answer = self._target = None
         answer.finish(status)
         self._complete()
@@ -317,11 +337,3 @@ class FastLane(HttpProtocol):
         if not task.cancelled() and task.exception() is not None:
             log.error("a request could not be answered", exc_info=task.exception())
             self.transport.close()
-
-
-def _head(status: int, headers: Headers) -> bytes:
-    return STATUS_LINE[status] + _lines(headers)
-
-
-def _lines(headers: Headers) -> bytes:
-    return b"".join([b"%s: %s\r\n" % header for header in headers])

@@ -7,10 +7,11 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
-from gateway.serving.inference import Answer, Inference
+from gateway.serving.answer import Answer
+from gateway.serving.inference import OVERRIDE_HEADER, Inference
 from gateway.serving.tensors import InferenceError, InferRequest
 from gateway.wire import answers
-from gateway.wire.answers import HeaderMap, Headers
+from gateway.wire.codec import Codec, Encode, HeaderMap, Headers, OpenInference
 from gateway.wire.oip_binary import Buffer
 from gateway.wire.oip_json import Limits
 
@@ -29,36 +30,58 @@ class ClientGone(Exception):
 class InferEndpoint:
     """Answers one infer request as `await endpoint(scope, receive, send, route, version)`."""
 
-    def __init__(self, inference: Inference, limits: Limits) -> None:
+    def __init__(self, inference: Inference, limits: Limits, codec: Codec | None = None) -> None:
         self._inference = inference
         self._limits = limits
+        self._codec: Codec = OpenInference(limits) if codec is None else codec
 
     async def __call__(
-        self, scope: Scope, receive: Receive, send: Send, route: str, version: str | None
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        route: str,
+        version: str | None,
+        variant: str | None = None,
     ) -> None:
+        """A `variant` is one that the request chooses by its path, as others do by their header."""
         started_ns = time.perf_counter_ns()
         headers = dict(scope["headers"])
-        arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def done(_: Answer) -> None:
-            if not arrived.done():
-                arrived.set_result(None)
-
+        if variant is not None:
+            headers[OVERRIDE_HEADER] = variant.encode()
+        arrived, done = _arrival()
+        encode: Encode | None = None
         try:
-            request = await self._decode(headers, receive)
+            request, encode = await self._decode(route, headers, receive)
         except InferenceError as error:
             answer = self._inference.refuse(route, error, done, started_ns)
         except ClientGone:
             return
         else:
             answer = self._inference.start(route, version, request, headers.get, done, started_ns)
+        await self._answer(answer, encode, arrived, headers, receive, send)
+
+    async def refuse(
+        self, scope: Scope, receive: Receive, send: Send, route: str, error: InferenceError
+    ) -> None:
+        """Counts and answers a request that is not worth decoding."""
+        arrived, done = _arrival()
+        answer = self._inference.refuse(route, error, done, time.perf_counter_ns())
+        await self._answer(answer, None, arrived, dict(scope["headers"]), receive, send)
+
+    async def _answer(
+        self,
+        answer: Answer,
+        encode: Encode | None,
+        arrived: asyncio.Future[None],
+        headers: HeaderMap,
+        receive: Receive,
+        send: Send,
+    ) -> None:
         code = 499
         try:
             await _wait(arrived, receive)
-            if answers.is_quick_answer(headers, answer):
-                status, out, body = answers.encode(answer)
-            else:
-                status, out, body = await answers.encode_large(headers, answer)
+            status, out, body = await self._encode(answer, encode, headers)
             await _send(send, status, [*answers.turnout_headers(answer), *out], body)
             code = status
         except ClientGone:
@@ -67,11 +90,35 @@ class InferEndpoint:
             answer.cancel()
             answer.finish(code)
 
-    async def _decode(self, headers: HeaderMap, receive: Receive) -> InferRequest:
+    async def _decode(self, route: str, headers: HeaderMap, receive: Receive) -> tuple[InferRequest, Encode]:
         body = await _read_body(headers, receive, self._limits.body_bytes)
         if answers.is_large_request(headers, body):
-            return await answers.decode_large(headers, body, self._limits)
-        return answers.decode(headers, body, self._limits)
+            return await asyncio.to_thread(self._decode_large, route, headers, body)
+        return answers.decode(self._codec, headers, body, self._limits.body_bytes)
+
+    def _decode_large(self, route: str, headers: HeaderMap, body: bytes) -> tuple[InferRequest, Encode]:
+        request, encode = answers.decode(self._codec, headers, body, self._limits.body_bytes)
+        self._inference.prepare(route, request)
+        return request, encode
+
+    async def _encode(self, answer: Answer, encode: Encode | None, headers: HeaderMap) -> answers.Encoded:
+        response = answer.response
+        if response is None or encode is None:
+            return answers.encode_error(self._codec, answer.error)
+        if answers.is_quick_response(headers, response):
+            return answers.encode(self._codec, encode, response)
+        return await asyncio.to_thread(answers.encode_large, self._codec, encode, response, headers)
+
+
+def _arrival() -> tuple[asyncio.Future[None], Callable[[Answer], None]]:
+    """A future, and the call-back that ends it."""
+    arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def done(_: Answer) -> None:
+        if not arrived.done():
+            arrived.set_result(None)
+
+    return arrived, done
 
 
 async def _wait(arrived: asyncio.Future[None], receive: Receive) -> None:

@@ -34,7 +34,8 @@ class Models:
         return json_response({"models": list(self._live.snapshot.routes)})
 
     async def metadata(self, request: Request) -> Response:
-        route, loaded = await self._loaded(request)
+        route = self._named(request)
+        loaded = await self.loaded(route, _version(request))
         # What is asked for by name is a version, too, although the route does not declare it.
         versions = list(dict.fromkeys((*route.entry.known_versions, *filter(None, [_version(request)]))))
         engine = loaded.engine
@@ -43,7 +44,8 @@ class Models:
         )
 
     async def config(self, request: Request) -> Response:
-        route, loaded = await self._loaded(request)
+        route = self._named(request)
+        loaded = await self.loaded(route, _version(request))
         engine, batcher = loaded.engine, loaded.batcher
         return json_response(
             documents.model_config(
@@ -56,19 +58,19 @@ class Models:
         )
 
     async def ready(self, request: Request) -> Response:
-        route = self._route(request)
+        route = self._named(request)
         version = _version(request)
         ready = route.ready if version is None else self._explicit.find(route, version) is not None
         return json_response({"name": route.entry.name, "ready": ready}, 200 if ready else 503)
 
     async def statistics(self, request: Request) -> Response:
         """Over all workers: a client's next request may well reach another one."""
-        route = self._route(request).entry.name if "model" in request.path_params else None
+        route = self._named(request).entry.name if "model" in request.path_params else None
         return json_response(await self._ask("statistics", route=route, version=_version(request)))
 
     async def index(self, request: Request) -> Response:
         wanted = await _options(request, _IndexRequest)
-        entries = [entry for route in self._live.snapshot.routes.values() for entry in self._entries(route)]
+        entries = [entry for route in self._live.snapshot.routes.values() for entry in self.entries(route)]
         return json_response(documents.repository_index(entries, ready_only=wanted.ready))
 
     async def load(self, request: Request) -> Response:
@@ -76,7 +78,7 @@ class Models:
 
         What a route declares is loaded already.
         """
-        route = self._route(request)
+        route = self._named(request)
         version = _named_version(await _options(request, _LoadRequest))
         if version is not None:
             await self._ask("load", route=route.entry.name, version=version)
@@ -84,34 +86,37 @@ class Models:
 
     async def unload(self, request: Request) -> Response:
         """Has every worker let go of versions that were loaded by name; what a route declares stays."""
-        route = self._route(request)
+        route = self._named(request)
         version = _named_version(await _options(request, _LoadRequest))
         await self._ask("unload", route=route.entry.name, version=version)
         return json_response({"name": route.entry.name, "unload": True})
 
-    def _route(self, request: Request) -> LiveRoute:
-        name = request.path_params["model"]
+    def route(self, name: str) -> LiveRoute:
+        """Raises `InferenceError` (404)."""
         route = self._live.snapshot.routes.get(name)
         if route is None:
             raise InferenceError(404, f"Request for unknown model: '{name[:140]}' is not found")
         return route
 
-    async def _loaded(self, request: Request) -> tuple[LiveRoute, LoadedVersion]:
-        route = self._route(request)
-        version = _version(request)
+    async def loaded(self, route: LiveRoute, version: str | None) -> LoadedVersion:
+        """The version, loaded for the asking within the route's time-out; None: the fallback's.
+
+        Raises `InferenceError`.
+        """
         if version is not None:
             found = self._explicit.find(route, version)
             if found is None:
                 name, timeout_s = route.entry.name, route.entry.timeout_ms / 1000
                 found = await self._explicit.load_within(name, version, timeout_s)
-            return route, found.loaded
+            return found.loaded
         fallback = route.entry.fallback
         served = route.served(fallback) if fallback is not None else None
         if served is None:
             raise InferenceError(503, f"'{route.entry.name}' has no version loaded yet", retry_after_s=1)
-        return route, served.loaded
+        return served.loaded
 
-    def _entries(self, route: LiveRoute) -> Iterator[documents.IndexEntry]:
+    def entries(self, route: LiveRoute) -> Iterator[documents.IndexEntry]:
+        """The versions that the route declares or had before, and those that somebody named."""
         entry = route.entry
         named = {pin.version: pin for pin in self._explicit.loaded(entry.name)}
         pins = {**entry.known_versions, **named, **entry.known_versions}
@@ -123,6 +128,9 @@ class Models:
             else:
                 state, reason = documents.UNAVAILABLE, "not loaded"
             yield documents.IndexEntry(name=entry.name, version=version, state=state, reason=reason)
+
+    def _named(self, request: Request) -> LiveRoute:
+        return self.route(request.path_params["model"])
 
 
 class _IndexRequest(msgspec.Struct):
@@ -137,19 +145,19 @@ class _LoadRequest(msgspec.Struct):
 
 def _version(request: Request) -> str | None:
     version = request.path_params.get("version")
-    return None if version is None else _checked(version)
+    return None if version is None else checked_name("version", version)
 
 
 def _named_version(wanted: _LoadRequest) -> str | None:
     version = wanted.parameters.get("version")
-    return None if version is None else _checked(str(version))
+    return None if version is None else checked_name("version", str(version))
 
 
-def _checked(version: str) -> str:
-    """A name that cannot be one is not asked of a registry. Raises `InferenceError` (400)."""
-    if not NAME.fullmatch(version):
-        raise InferenceError(400, f"version {version[:140]!r} is no name: versions match {NAME.pattern}")
-    return version
+def checked_name(kind: str, name: str) -> str:
+    """What cannot be a name is not asked of a registry. Raises `InferenceError` (400)."""
+    if not NAME.fullmatch(name):
+        raise InferenceError(400, f"{kind} {name[:140]!r} is no name: names match {NAME.pattern}")
+    return name
 
 
 async def _options(request: Request, type_: type[Any]) -> Any:

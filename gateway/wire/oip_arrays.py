@@ -32,6 +32,8 @@ _CODES = {
 }
 """For `struct`, which checks each number's range where numpy would wrap, truncate or round to infinity, and
 takes half numpy's time to convert a list (3.8 against 7.4 µs for 256 floats)."""
+PLAIN = {name: (code, DATATYPES[name].dtype) for name, code in _CODES.items()}
+"""Datatypes whose elements are numbers in JSON as well."""
 
 _Number = int | float
 Numbers = list[_Number | list[_Number | list[_Number | list[_Number]]]]
@@ -58,7 +60,7 @@ def array_from_numbers(name: str, datatype: str, shape: list[int], data: Numbers
     Raises `InferenceError` (400) where the count does not match the shape, or a number the datatype.
     """
     if data and type(data[0]) is list:
-        data = _flatten(name, shape, data)
+        data = flatten(name, shape, data)
     code = _CODES.get(datatype)
     if code is None:
         return _array_of_no_numbers(name, datatype, shape, data)
@@ -74,6 +76,18 @@ def array_from_numbers(name: str, datatype: str, shape: list[int], data: Numbers
         raise _too_large(name, shape) from None
 
 
+def quick_array(datatype: str, shape: list[int], data: Numbers | None) -> Array | None:
+    """As `array_from_numbers`, of a flat list; None where it is something else.
+
+    Raises what `struct` and numpy do where the data do not fit: the caller asks again for the reason.
+    """
+    plain = PLAIN.get(datatype)
+    if plain is None or data is None or len(data) != prod(shape):
+        return None
+    code, dtype = plain
+    return np.ndarray(shape, dtype, _packer(len(data), code)(*data))
+
+
 def array_from_json(name: str, datatype: str, shape: list[int], data: bytes | memoryview) -> Array:
     """The text of `data`, of any datatype, flat or nested as the shape says.
 
@@ -85,7 +99,7 @@ def array_from_json(name: str, datatype: str, shape: list[int], data: bytes | me
     nested = _is_nested(data) and len(shape) > 1
     elements = _decoder(_leaf(row), len(shape) if nested else 1).decode(data)
     if nested:
-        elements = _flatten(name, shape, elements)
+        elements = flatten(name, shape, elements)
     if datatype in _CODES:
         return array_from_numbers(name, datatype, shape, elements)
     if len(elements) != prod(shape):
@@ -217,7 +231,8 @@ def _decoder(leaf: Any, depth: int) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(nested)
 
 
-def _flatten(name: str, shape: list[int], nested: list[Any]) -> list[Any]:
+def flatten(name: str, shape: list[int], nested: list[Any]) -> list[Any]:
+    """The elements, row-major. Raises `InferenceError` (400) where the lists are not as long as the shape says."""
     level: list[Any] = [nested]
     for axis, size in enumerate(shape):
         if any(type(row) is not list or len(row) != size for row in level):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
 
+from gateway.serving.engine import Array, TensorSpec
 from gateway.serving.tensors import (
     InferenceError,
     InferRequest,
@@ -17,10 +19,12 @@ from gateway.serving.tensors import (
     RequestedOutput,
 )
 from gateway.wire.oip_arrays import (
+    PLAIN,
     Numbers,
     array_from_json,
     array_from_numbers,
     json_values,
+    quick_array,
     reject_not_finite,
 )
 from gateway.wire.oip_binary import BinaryReader, Buffer, encode_tensor, raw_request
@@ -39,6 +43,15 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+_SHORT_BYTES = 64 * 1024
+_ANY_REFUSAL = (
+    msgspec.MsgspecError,
+    UnicodeDecodeError,
+    RecursionError,
+    ValueError,
+    OverflowError,
+    struct.error,
+)
 
 _Dimension = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 _Shape = Annotated[list[_Dimension], msgspec.Meta(max_length=32)]
@@ -117,6 +130,10 @@ def decode_infer(body: Buffer, header_length: int | None, limits: Limits = DEFAU
     total = len(body)
     if total > limits.body_bytes:
         raise InferenceError(413, f"the body has {total} bytes, the limit is {limits.body_bytes}")
+    if header_length is None and total < _SHORT_BYTES and limits.inputs:
+        request = _decode_short(body)
+        if request is not None:
+            return request
     header, binary = body, None
     if header_length is not None:
         if header_length == 0:
@@ -132,6 +149,24 @@ def decode_infer(body: Buffer, header_length: int | None, limits: Limits = DEFAU
     return _decode(header, binary, limits)
 
 
+def _decode_short(body: Buffer) -> InferRequest | None:
+    """What most requests are, without the layers below: one flat input of numbers, and nothing else.
+
+    None for everything else, and for all that is wrong: it is decoded again by those who can tell why.
+    """
+    try:
+        request = _decode_numbers(body)
+        (tensor,) = request.inputs
+        array = quick_array(tensor.datatype, tensor.shape, tensor.data)
+    except _ANY_REFUSAL:
+        return None
+    if array is None or tensor.parameters is not None or request.parameters or request.outputs:
+        return None
+    return InferRequest(
+        inputs=[InputTensor(name=tensor.name, datatype=tensor.datatype, array=array)], id=request.id or ""
+    )
+
+
 def _decode(header: Buffer, binary: BinaryReader | None, limits: Limits) -> InferRequest:
     try:
         try:
@@ -140,19 +175,9 @@ def _decode(header: Buffer, binary: BinaryReader | None, limits: Limits) -> Infe
             request = _decode_any(header)
         if len(request.inputs) > limits.inputs:
             raise InferenceError(400, f"{len(request.inputs)} inputs are given, the limit is {limits.inputs}")
-        inputs = [
-            # Inlined, because it is what most requests are: numbers, and no parameters.
-            InputTensor(
-                name=tensor.name,
-                datatype=tensor.datatype,
-                array=array_from_numbers(tensor.name, tensor.datatype, tensor.shape, tensor.data),
-            )
-            if tensor.parameters is None and type(tensor.data) is list
-            else _input(tensor, binary)
-            for tensor in request.inputs
-        ]
+        inputs = [_input(tensor, binary) for tensor in request.inputs]
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InferenceError(400, f"the request is not valid: {error}{_hint(header)}") from None
+        raise InferenceError(400, f"the request is not valid: {error}{why_no_number(header)}") from None
     except RecursionError:
         raise InferenceError(400, "the request is not valid: it is nested too deeply") from None
     if binary is not None:
@@ -165,7 +190,8 @@ def _decode(header: Buffer, binary: BinaryReader | None, limits: Limits) -> Infe
     return decoded
 
 
-def _hint(header: Buffer) -> str:
+def why_no_number(header: Buffer) -> str:
+    """What msgspec does not say of a text that it refused: that Python's `json` wrote something else than JSON."""
     text = bytes(header)
     literal = next((word for word in (b"NaN", b"Infinity") if word in text), None)
     return "" if literal is None else f" ({literal.decode()} is no JSON number: send it as binary data)"
@@ -247,32 +273,36 @@ def encode_infer(response: InferResponse) -> tuple[list[Buffer], int | None]:
     Raises `InferenceError` where JSON cannot carry an output: 400 for FP16, BF16 and BYTES that are not
     UTF-8, 500 for values that are not finite.
     """
-    outputs = response.outputs
-    if len(outputs) == 1 and not outputs[0].binary and not response.id:
-        return [_encode_one(response, outputs[0])], None
     buffers: list[Buffer] = []
     document: dict[str, Any] = {"model_name": response.route, "model_version": response.version}
     if response.id:
         document["id"] = response.id
-    document["outputs"] = [_output(output, buffers) for output in outputs]
+    document["outputs"] = [_output(output, buffers) for output in response.outputs]
     body = _encode(document)
     # msgspec writes null for what is not finite, and no other null is in this document but in strings: to
     # look for the word is far cheaper than to test every number.
     if b"null" in body:
-        _reject_not_finite(outputs)
+        for output in response.outputs:
+            if not output.binary:
+                reject_not_finite(output.name, output.datatype, output.array)
     if not buffers:
         return [body], None
     return [body, *buffers], len(body)
 
 
-def _encode_one(response: InferResponse, output: OutputTensor) -> bytes:
-    """The most common answer: of its document only the data differ from one to the next."""
-    array = output.array
-    before = _before_data(response.route, response.version, output.name, output.datatype, array.shape)
-    data = _encode(json_values(output.name, output.datatype, array))
-    if b"null" in data:
-        _reject_not_finite([output])
-    return b"%s%s}]}" % (before, data)
+def encode_single(route: str, version: str, spec: TensorSpec, array: Array) -> bytes:
+    """What `encode_infer` makes of a response with one output in JSON and without an id: the most common one.
+
+    Only its data differ from one to the next, so the rest is kept. Raises `InferenceError` as there.
+    """
+    datatype = spec.datatype
+    if datatype in PLAIN:
+        data = _encode(array.reshape(-1).tolist())
+        if b"null" in data:
+            reject_not_finite(spec.name, datatype, array)
+    else:
+        data = _encode(json_values(spec.name, datatype, array))
+    return b"%s%s}]}" % (_before_data(route, version, spec.name, datatype, array.shape), data)
 
 
 @lru_cache(1024)
@@ -281,12 +311,6 @@ def _before_data(route: str, version: str, name: str, datatype: str, shape: tupl
     output = {"name": name, "datatype": datatype, "shape": shape, "data": 0}
     document = {"model_name": route, "model_version": version, "outputs": [output]}
     return _encode(document).removesuffix(b"0}]}")
-
-
-def _reject_not_finite(outputs: list[OutputTensor]) -> None:
-    for output in outputs:
-        if not output.binary:
-            reject_not_finite(output.name, output.datatype, output.array)
 
 
 def _output(output: OutputTensor, buffers: list[Buffer]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pytest
 from registry_client.adapters.directory import publish
 from tests import models
 from tests.servers.gateway import Gateway, wait_for
+from tests.servers.mlflow import executable
 
 ROOT = Path(__file__).parents[2]
 MANIFEST = """
@@ -64,10 +65,15 @@ def clients_python() -> Path:
     return python
 
 
-def run_client(script: str, address: str) -> dict[str, Any]:
+def mlflow_python() -> Path:
+    """The interpreter that has MLflow."""
+    return executable().with_name("python")
+
+
+def run_client(script: str, address: str, python: Path | None = None) -> dict[str, Any]:
     """What a client script printed."""
     done = subprocess.run(
-        [clients_python(), Path(__file__).parent / script, address],
+        [python or clients_python(), Path(__file__).parent / script, address],
         capture_output=True,
         text=True,
         timeout=100,

@@ -160,6 +160,7 @@ def test_draining_is_unready_and_closes_connections(gateway: Gateway) -> None:
         unready = wait_for(lambda: unready_answer(client), 5)
         assert unready.json() == {"ready": False}
         assert unready.headers["connection"] == "close"
+        assert [client.get(path).status_code for path in ("/ping", "/health")] == [503, 503]
         last = client.post("/v2/models/number/infer", json=REQUEST)
         assert (last.status_code, last.headers["connection"]) == (200, "close")
     assert gateway.process.wait(20) == 0

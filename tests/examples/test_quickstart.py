@@ -156,6 +156,7 @@ def test_the_request_is_a_seven_of_the_test_part(split: Split) -> None:
     assert split.test.labels[rows].tolist() == [7]
     assert (image["name"], image["datatype"], pixels.shape) == ("image", "FP32", (1, 64))
     assert request["outputs"] == [{"name": "label"}]
+    assert json.loads((CONFIG / "instances.json").read_text()) == {"instances": [image["data"]]}
     assert [answers(version, pixels)[0].tolist() for version in ("1", "2", "3")] == [[7], [7], [8]]
 
 

@@ -97,6 +97,22 @@ class TestGood:
             threads=0, max_batch_size=1, batching=False, providers=("A", "B")
         )
 
+    @pytest.mark.parametrize("word", ["off", "'off'", "no"])
+    def test_off_is_a_word_though_yaml_takes_it_for_false(self, word: str) -> None:
+        text = f"""
+registries: {{local: {{type: directory, path: m}}}}
+routes:
+  digits:
+    variants: {{stable: {{model: local/digits@champion}}}}
+    explicit_versions: {word}
+    engine: {{concurrency: {word}}}
+"""
+        assert route(text).explicit_versions == route(text).engine.concurrency == "off"
+
+    @pytest.mark.parametrize(("written", "read"), [("auto", "auto"), (7, 7)])
+    def test_a_limit_on_what_is_in_flight(self, written: object, read: object) -> None:
+        assert route(manifest(engine={"concurrency": written})).engine.concurrency == read
+
     @pytest.mark.parametrize(
         ("declared", "expected"),
         [
@@ -230,6 +246,11 @@ def test_more_than_the_whole_beside_a_fallback_without_a_weight() -> None:
         ({"engine": {"max_batch_size": 0}}, "routes.digits.engine.max_batch_size"),
         ({"engine": {"max_batch_size": 4097}}, "routes.digits.engine.max_batch_size"),
         ({"engine": {"max_queue": 0}}, "routes.digits.engine.max_queue"),
+        ({"engine": {"concurrency": 0}}, "routes.digits.engine.concurrency"),
+        ({"engine": {"concurrency": 1_000_001}}, "routes.digits.engine.concurrency"),
+        ({"engine": {"concurrency": "many"}}, "routes.digits.engine.concurrency"),
+        ({"engine": {"concurrency": True}}, "routes.digits.engine.concurrency"),
+        ({"explicit_versions": True}, "routes.digits.explicit_versions"),
         ({"engine": {"batching": "maybe"}}, "routes.digits.engine.batching"),
         ({"engine": {"providers": []}}, "routes.digits.engine.providers"),
         ({"engine": {"providers": ["A", 1]}}, "routes.digits.engine.providers[1]"),

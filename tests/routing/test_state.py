@@ -116,6 +116,7 @@ def test_the_encoding_is_what_replicas_of_other_releases_hash() -> None:
             "digits": {
                 "engine": {
                     "batching": None,
+                    "concurrency": "auto",
                     "graph_optimization": "all",
                     "max_batch_size": 64,
                     "max_queue": 1024,

@@ -310,7 +310,7 @@ class TestThreads:
     ) -> None:
         engine = FakeEngine()
         engine.fail = lambda _: time.sleep(0.02)  # it computes that long
-        client = Client(batcher(engine, loop, threads, run_ns=0))
+        client = Client(batcher(engine, loop, threads, run_ns=LOOP_BUDGET_NS // 2))
         for value in (1.0, 2.0, 3.0):
             await sums(client.ask(value))
         # One long run may be a disturbance; the second one is believed.
@@ -343,6 +343,22 @@ class TestThreads:
         engine.gate.set()
         assert await sums(*patient) == [[4], [5]]
         assert engine.runs == [(1, 1), (2, 1)], "what was given up is not run afterwards"
+
+    async def test_what_runs_is_in_flight_like_what_waits(
+        self, loop: asyncio.AbstractEventLoop, threads: ThreadPoolExecutor
+    ) -> None:
+        engine = FakeEngine()
+        engine.gate = threading.Event()
+        client = Client(batcher(engine, loop, threads, loop_budget_ns=ALWAYS_IN_THREADS, concurrency=2))
+        running = client.ask(1.0)
+        await asyncio.to_thread(engine.entered.wait, SOON_S)
+        waiting = client.ask(2.0)
+        with pytest.raises(InferenceError, match="2 requests in flight, and its limit is 2 now"):
+            client.ask(3.0)
+        engine.gate.set()
+        assert await sums(running, waiting) == [[1], [2]]
+        assert await sums(client.ask(4.0), client.ask(5.0)) == [[4], [5]]
+        assert client.counts[obs.LIMIT] == 2 and client.counts[obs.REJECTED] == 1
 
     async def test_one_timer_however_many_runs_follow_each_other(
         self, loop: asyncio.AbstractEventLoop, threads: ThreadPoolExecutor

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gateway.routing.state import Route
-from gateway.serving.engine import Array
+from gateway.serving.engine import Array, Signature
 from gateway.serving.explicit import ExplicitVersions, Located
 from gateway.serving.inference import Answer, Inference
 from gateway.serving.live import EngineKey, Live, LoadedVersion
@@ -374,3 +374,25 @@ class TestExplicitVersions:
         desk = Desk()
         desk.trouble = asyncio.CancelledError()
         assert failure(await desk.ask(version="7"))[0] == 503
+
+
+async def test_prepared_tensors_are_made_once_and_mistakes_are_told_by_start() -> None:
+    desk = Desk()
+    made: list[Signature] = []
+
+    def untyped(signature: Signature) -> list[InputTensor]:
+        made.append(signature)
+        if len(made) == 2:
+            raise InferenceError(400, "no tensor")
+        return [InputTensor(name="x", datatype="FP32", array=np.array([[5.0]], np.float32))]
+
+    request = InferRequest(inputs=[], untyped=untyped)
+    desk.inference.prepare("nobody", request)
+    assert made == []
+    await asyncio.to_thread(desk.inference.prepare, "digits", request)
+    assert value(await desk.ask(untyped=request.untyped)) == 105.0
+    assert len(made) == 1
+    wrong = InferRequest(inputs=[], untyped=untyped)
+    desk.inference.prepare("digits", wrong)
+    made.pop()
+    assert failure(await desk.ask(untyped=wrong.untyped)) == (400, "no tensor")

@@ -172,3 +172,17 @@ def test_raw_bodies_that_do_not_fit(signature: Signature, size: int, text: str) 
     if signature is not SQUARE:
         assert text in str(raised.value)
     assert raised.value.status == 400
+
+
+def test_untyped_inputs_are_made_for_the_signature_and_checked_like_others() -> None:
+    asked: list[Signature] = []
+
+    def untyped(signature: Signature) -> list[InputTensor]:
+        asked.append(signature)
+        return [tensor("x", 2, 4)]
+
+    arrays, outputs = Checker(ONE).check("m", InferRequest(inputs=[], untyped=untyped))
+    assert (list(arrays), arrays["x"].shape, outputs) == (["x"], (2, 4), ("y",))
+    with pytest.raises(InferenceError, match="Missing required input"):
+        Checker(TWO).check("m", InferRequest(inputs=[], untyped=untyped))
+    assert asked == [ONE, TWO]

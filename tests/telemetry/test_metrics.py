@@ -129,6 +129,9 @@ def test_the_names_are_those_that_dashboards_and_alerts_use() -> None:
     named = {(family.name, family.type) for family in families(rendered(TOTALS, OPEN), OPEN)}
     assert named == {
         ("turnout_requests", "counter"),
+        ("turnout_requests_rejected", "counter"),
+        ("turnout_requests_in_flight", "gauge"),
+        ("turnout_concurrency_limit", "gauge"),
         ("turnout_request_duration_seconds", "histogram"),
         ("turnout_engine_duration_seconds", "histogram"),
         ("turnout_batch_size", "histogram"),
@@ -145,6 +148,22 @@ def test_the_names_are_those_that_dashboards_and_alerts_use() -> None:
         ("turnout_flip_seconds", "histogram"),
     }
     assert all(family.documentation for family in families(rendered(TOTALS, OPEN), OPEN))
+
+
+def test_what_is_in_flight_and_the_limit_on_it() -> None:
+    memory = memoryview(mmap.mmap(-1, obs.SIZE_BYTES))
+    writer = ObservationWriter(memory)
+    block = writer.block(STABLE)
+    block.limited(63)
+    block.in_flight(7)
+    block.rejected()
+    writer.block(ODD).in_flight(1)
+    read = samples({labels: counts for labels, _, counts in read_blocks(memory)})
+    assert of(read, "turnout_concurrency_limit", **labelled(STABLE)) == 63
+    assert of(read, "turnout_requests_in_flight", **labelled(STABLE)) == 7
+    assert of(read, "turnout_requests_rejected_total", **labelled(STABLE)) == 1
+    unlimited = "turnout_concurrency_limit", frozenset(labelled(ODD).items())
+    assert unlimited not in read, "a version that never ran has no limit yet"
 
 
 def test_requests_that_reached_no_version_have_no_engine_series() -> None:

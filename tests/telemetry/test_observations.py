@@ -268,6 +268,17 @@ class TestLedger:
         workers.die(0)
         assert workers.requests(STABLE) == {STABLE: 3}, "no worker lives, the version is declared"
 
+    def test_a_dead_worker_has_nothing_in_flight(self) -> None:
+        workers = two_workers()
+        for writer in workers.writers:
+            writer.block(STABLE).limited(10)
+            writer.block(STABLE).in_flight(3)
+            writer.block(STABLE).rejected()
+        slots = (obs.LIMIT, obs.IN_FLIGHT, obs.REJECTED)
+        assert [workers.ledger.totals(bool)[STABLE][slot] for slot in slots] == [20, 6, 2]
+        workers.die(0)
+        assert [workers.ledger.totals(bool)[STABLE][slot] for slot in slots] == [10, 3, 2]
+
     def test_the_series_of_a_version_that_is_gone_go(self) -> None:
         workers = two_workers()
         for writer in workers.writers:
