@@ -25,12 +25,15 @@ import numpy as np
 import uvloop
 
 from gateway.routing.state import EngineOptions, InForce, Pin, Revision, Route, State, Variant
+from gateway.serving.answer import Answer
 from gateway.serving.explicit import ExplicitVersions, Located
-from gateway.serving.inference import Answer, Inference
+from gateway.serving.inference import Inference
 from gateway.serving.live import EngineKey, Live
 from gateway.serving.loading import Loader
+from gateway.serving.run_threads import RunThreads
 from gateway.telemetry.observations import SIZE_BYTES, ObservationWriter
-from gateway.wire.oip_json import decode_infer, encode_infer
+from gateway.wire.answers import encode_single_output
+from gateway.wire.oip_json import decode_infer
 from loadtests.bench.harness import Harness, Measured, add_options, harness
 from loadtests.bench.limits import BARE, OURS
 from loadtests.bench.machine import facts
@@ -54,11 +57,11 @@ class Pipeline:
     def __init__(self, workload: Workload, loop: asyncio.AbstractEventLoop) -> None:
         self._name = workload.name
         self._body = OIP_JSON.ask(workload.name, workload.row).body
-        self._threads = ThreadPoolExecutor(1)
+        self._threads, self._load_threads = RunThreads(1), ThreadPoolExecutor(1)
         self._loop = loop
         self._row = workload.row
         self._live = Live(ObservationWriter(memoryview(mmap.mmap(-1, SIZE_BYTES))))
-        loader = Loader(loop, self._threads, self._threads)
+        loader = Loader(loop, self._load_threads, self._threads)
         explicit = ExplicitVersions(self._live, loader, self._nowhere)
         self._inference = Inference(self._live, explicit)
         pins = [
@@ -78,9 +81,7 @@ class Pipeline:
         route = self._live.snapshot.routes[self._name]
         served = route.arms["stable"]
         request = decode_infer(self._body, None)
-        answer = self.answers(1)[0]
-        response = answer.response
-        assert response is not None
+        (answer,) = self.answers(1, finish=False)
         inputs, outputs = served.loaded.checker.check(self._name, request)
         engine, (array,) = served.loaded.engine, inputs.values()
         (name,) = inputs
@@ -110,7 +111,7 @@ class Pipeline:
         return {
             **{stage: cpu_us(function) for stage, function in single.items()},
             **{stage: cpu_us(function) / BATCH for stage, function in shared.items()},
-            "encode the JSON": cpu_us(lambda: encode_infer(response)),
+            "encode the JSON": cpu_us(lambda: encode_single_output(answer)),
             "count": cpu_us(count) / BATCH,
         }
 
@@ -124,7 +125,7 @@ class Pipeline:
         """From bytes to bytes, all that arrives in one turn of the loop: everything but HTTP."""
         return cpu_us(lambda: self.answers(BATCH, TURNS)) / (BATCH * TURNS)
 
-    def answers(self, count: int, turns: int = 1) -> list[Answer]:
+    def answers(self, count: int, turns: int = 1, *, finish: bool = True) -> list[Answer]:
         """What `count` requests of one turn of the event loop are answered, the last of several turns."""
         given: list[Answer] = []
         left = turns
@@ -139,9 +140,10 @@ class Pipeline:
 
         def done(answer: Answer) -> None:
             nonlocal left
-            assert answer.response is not None, answer.error
-            encode_infer(answer.response)
-            answer.finish(200)
+            assert answer.error is None, answer.error
+            encode_single_output(answer)
+            if finish:
+                answer.finish(200)
             given.append(answer)
             if len(given) == count:
                 left -= 1
@@ -153,6 +155,7 @@ class Pipeline:
 
     def close(self) -> None:
         self._threads.shutdown()
+        self._load_threads.shutdown()
 
 
 def cpu_us(function: Callable[[], object]) -> float:
