@@ -101,8 +101,8 @@ def flip_times_ms(notes: Notes, flips: Sequence[Flip]) -> npt.NDArray[np.float64
 class Bench:
     """One gateway with its clients."""
 
-    def __init__(self, running: Running, store: redis.Redis, notes: Notes, mode: LoadMode) -> None:
-        self._api = httpx.Client(base_url=f"http://{running.admin}/api/v1", timeout=30)
+    def __init__(self, api: httpx.Client, store: redis.Redis, notes: Notes, mode: LoadMode) -> None:
+        self._api = api
         self._store = store
         self._notes = notes
         self._answers = _SETTLED * mode.clients
@@ -161,7 +161,8 @@ def measure(mode: LoadMode, flips: int, workers: int, fsync: str, cores: Cores) 
         notes = make_notes(directory / "notes")
         stack.enter_context(_background(running, model, directory, mode, cores))
         stack.enter_context(_clients(running, model, directory / "notes", mode))
-        bench = Bench(running, redis.Redis.from_url(valkey.url), notes, mode)
+        api = stack.enter_context(httpx.Client(base_url=f"http://{running.admin}/api/v1", timeout=30))
+        bench = Bench(api, redis.Redis.from_url(valkey.url), notes, mode)
         print(f"{flips} flips, {mode.name}", flush=True)
         done = [bench.flip(model.name) for _ in range(flips)]
         rows = noted(notes).copy()
