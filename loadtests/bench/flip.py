@@ -194,7 +194,14 @@ def _background(
 
 @contextmanager
 def _clients(running: Running, model: Workload, notes: Path, mode: LoadMode) -> Iterator[None]:
-    command = [*_GIVE_WAY, sys.executable, "-m", "loadtests.bench.flip_client", running.address, str(notes)]
+    command = [
+        *(_GIVE_WAY if mode.background else ()),
+        sys.executable,
+        "-m",
+        "loadtests.bench.flip_client",
+        running.address,
+        str(notes),
+    ]
     command += [str(mode.clients), str(mode.pause_us)]
     requests = [request.decode("latin-1") for request in _canarys_requests(running, model)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, cwd=servers.ROOT) as process:
