@@ -12,6 +12,7 @@ PIP_INSTALL = $(PIP) install --use-pep517 --require-hashes
 SILERO = 5.1.2 6.2.3
 # The last wheel of Triton's client that has perf_analyzer in it, and a library that it was linked with.
 PERF_ANALYZER = tritonclient==2.46.0 nvidia-cuda-runtime-cu12==12.9.79
+PEERS = kserve mlserver litserve bentoml mlflow
 
 # Not merely the first on the PATH: a shim of pyenv may name a version that is not installed, and Debian's python3
 # has no venv without python3-venv.
@@ -23,11 +24,11 @@ FIND_PYTHON = for python in $(CANDIDATES); do \
 	echo "none of these is one: $(CANDIDATES). Name yours: make PYTHON=/path/to/python3.12" >&2; exit 1
 MAKE_VENV = @python=`$(FIND_PYTHON)` && "$$python" -m venv --clear
 
-.PHONY: help serve test check bench load proto lock clean setup
+.PHONY: help serve test check bench bench-peers bench-parts load proto lock clean setup
 .DELETE_ON_ERROR:
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1#/p' Makefile | awk -F'#' '{ printf "make %-7s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1#/p' Makefile | awk -F'#' '{ printf "make %-12s %s\n", $$1, $$2 }'
 
 serve: .venv/.run-installed ## the quickstart's gateway on 8080, gRPC on 8081, its admin listener on 8082; state in .turnout/
 	@exec $(BIN)/turnout serve --config $(CONFIG) --example $(EXAMPLE) $(ARGS)
@@ -40,9 +41,14 @@ check: .venv/.test-installed ## lint, format, types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: .venv/.test-installed ## the benchmarks under loadtests/bench
-	@for bench in loadtests/bench/[a-z]*.py; do echo "== $$bench"; \
-	  $(BIN)/python -m loadtests.bench.`basename $$bench .py` || exit 1; done
+bench: .venv/.test-installed ## ours beside nginx and a bare uvicorn, into docs/performance.md; needs wrk and nginx; ARGS=--dry
+	@for bench in limits budget flip; do $(BIN)/python -m loadtests.bench.$$bench $(ARGS) || exit 1; done
+
+bench-peers: .venv/.test-installed $(PEERS:%=.venvs/peer-%/.installed) ## the same against other model servers; needs wrk
+	@$(BIN)/python -m loadtests.bench.peers $(ARGS)
+
+bench-parts: .venv/.test-installed ## what single parts take: the codec, one version's overload
+	@for bench in codec overload; do $(BIN)/python -m loadtests.bench.$$bench || exit 1; done
 
 load: .venv/.test-installed ## a gateway of its own under load, and its versions compared; ARGS="-u 20 -t 60s"
 	@$(BIN)/python -m loadtests.quickstart $(ARGS)
@@ -56,6 +62,7 @@ lock: .venv/.made ## resolve the locks under requirements/ anew (brings uv into 
 	$(LOCK) requirements/run.lock pyproject.toml --constraints requirements/test.lock
 	$(LOCK) requirements/mlflow.lock --group mlflow
 	$(LOCK) requirements/clients.lock --group clients
+	@for peer in $(PEERS); do $(LOCK) requirements/peers/$$peer.lock --group peer-$$peer || exit 1; done
 
 # No addresses of an index in the files: they are the installer's own business. run.lock is a part of test.lock,
 # so that one .venv does for both.
@@ -92,11 +99,18 @@ setup:
 
 # Each in an environment of its own: they pin what the gateway uses to other versions.
 .venvs/%/.installed: requirements/%.lock
-	@echo "installing .venvs/$* (once)"
-	@mkdir -p .venvs
-	$(MAKE_VENV) .venvs/$*
-	@.venvs/$*/bin/python $(PIP_INSTALL) --requirement requirements/$*.lock
-	@touch $@
+	$(INSTALL_ENVIRONMENT)
+
+.venvs/peer-%/.installed: requirements/peers/%.lock
+	$(INSTALL_ENVIRONMENT)
+
+define INSTALL_ENVIRONMENT
+@echo "installing $(@D) (once)"
+@mkdir -p .venvs
+$(MAKE_VENV) $(@D)
+@$(@D)/bin/python $(PIP_INSTALL) --requirement $<
+@touch $@
+endef
 
 # Models that are not ours: two releases of a public one, for the engine's tests. Nothing of it is installed.
 .cache/silero/.downloaded: | .venv/.made

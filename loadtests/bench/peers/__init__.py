@@ -1,0 +1,1 @@
+"""The same load on other servers: `make bench-peers`. Each `*_server.py` runs in its server's environment."""
