@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 from gateway.routing.manifest import NAME
+from gateway.wire.http_protocol import HEAD_BYTES, HEADERS
 
 Target = tuple[str, "str | None"]
 """Route and version."""
@@ -41,6 +42,8 @@ class PlainHeads:
     def read(self, head: bytes) -> tuple[Target, Fields, int] | None:
         """Target, headers and Content-Length of a head without its empty line; None where it is not plain."""
         lines = head.split(b"\r\n")
+        if len(head) > HEAD_BYTES or len(lines) > HEADERS:
+            return None
         first = lines.pop(0)
         target = self._targets.get(first) or self._read_target(first)
         if target is None:
