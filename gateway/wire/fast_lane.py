@@ -96,8 +96,7 @@ class FastLane(HttpProtocol):
         """Whether what the parser has at hand is a part of that request."""
         self._fields: Fields = {}
         """The request's headers."""
-        self._parts: list[bytes] = []
-        self._received_bytes = 0
+        self._body: bytes | bytearray = b""
         self._refusal: InferenceError | None = None
         self._ready = False
         """Whether nothing more of the request is needed."""
@@ -121,8 +120,10 @@ class FastLane(HttpProtocol):
         if self._ready:
             # Not in the parser's call-back, whose exceptions are taken for bad HTTP.
             self._ready = False
-            parts, self._parts = self._parts, []
-            self._start(parts[0] if len(parts) == 1 else b"".join(parts))
+            body = bytes(self._body)
+            self._body = b""
+            if not self.transport.is_closing():
+                self._start(body)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._idle_timer is not None:
@@ -145,13 +146,20 @@ class FastLane(HttpProtocol):
             super().on_body(body)
             return
         self._body_bytes += len(body)
-        self._received_bytes += len(body)
-        if self._received_bytes <= self._lane.limits.body_bytes:
-            self._parts.append(body)
-        elif self._target is not None and self._refusal is None:
-            self._parts.clear()
-            self._refusal = answers.too_large(self._received_bytes, self._lane.limits.body_bytes)
+        if self._target is None or self._refusal is not None:
+            return
+        limit = self._lane.limits.body_bytes
+        if len(self._body) + len(body) > limit:
+            self._body = b""
+            self._refusal = answers.too_large(limit + 1, limit)
             self._ready = True
+        elif not self._body:
+            self._body = body
+        else:
+            # Not a list of parts: a client may send them of a byte or two.
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += body
 
     def on_message_complete(self) -> None:
         if not self._receiving:
@@ -168,7 +176,7 @@ class FastLane(HttpProtocol):
         if target is None:
             super()._to_application()
         else:
-            self._received_bytes = 0
+            self._body = b""
             self._begin(target, self._fields)
 
     def _is_waiting(self) -> bool:
@@ -282,7 +290,7 @@ class FastLane(HttpProtocol):
         cycle = self._own
         cycle.response_complete = True
         if not cycle.keep_alive:
-            self.transport.close()
+            self._close()
         elif self.pipeline or self._last_words is not None:
             self.on_response_complete()
         else:
@@ -304,7 +312,7 @@ class FastLane(HttpProtocol):
             and self.cycle.response_complete
             and self.timeout_keep_alive_task is None  # which is uvicorn's, behind an answer of its own
         ):
-            self.transport.close()
+            self._close()
         # Else the next answer makes a timer again.
 
     def _in_task(self, work: Coroutine[Any, Any, None]) -> None:
