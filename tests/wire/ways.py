@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from tests.wire.raw_connection import LIVE, RawConnection
 
@@ -71,4 +72,4 @@ def every_way(url: str, pieces: Sequence[bytes], through_asgi: Sequence[bytes]) 
 def cut(data: bytes, *at: int) -> list[bytes]:
     """The pieces between these places; negative ones count from the end."""
     places = sorted({place % len(data) for place in at} | {0, len(data)})
-    return [data[start:end] for start, end in zip(places, places[1:], strict=False)]
+    return [data[start:end] for start, end in pairwise(places)]
