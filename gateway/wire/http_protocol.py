@@ -15,7 +15,7 @@ from typing import Any
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.wire.oip_json import encode_error
 
@@ -75,13 +75,13 @@ class HttpProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._phase = Phase.FRESH
         self._head_bytes = 0
-        """Of the pieces that ended within this head."""
+        """Of the pieces that ended within this head, and held nothing else."""
+        self._begun = 0
+        """Heads that began in this piece."""
         self._piece_bytes = 0
         self._body_bytes = 0
         self._dry_bytes = 0
         """What came within a body and was none of it: the chunks' own lines, and what is behind the last."""
-        self._running: RequestResponseCycle | None = None
-        """The application's latest request; others may wait behind it."""
         self._timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._unread_bytes = 0
@@ -101,10 +101,6 @@ class HttpProtocol(HttpToolsProtocol):
         self._disarm()
         self._disarm_write()
         self._unset_keepalive_if_required()
-        if self._running is not None and not self._running.response_complete:
-            # uvicorn tells the latest request that came, which may be one that still waits.
-            self._running.disconnected = True
-            self._running.message_event.set()
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]
@@ -126,6 +122,8 @@ class HttpProtocol(HttpToolsProtocol):
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
         body_bytes = self._body_bytes
+        is_between = self._phase is Phase.WHOLE or self._phase is Phase.FRESH
+        self._begun = 0
         if self._last_words is not None or not self._parse(data):
             return
         if self._phase is Phase.WHOLE:
@@ -136,9 +134,10 @@ class HttpProtocol(HttpToolsProtocol):
                 self._keep_alive()
             return
         if self._phase is Phase.HEAD:
-            self._head_bytes += len(data)
-            if self._head_bytes > HEAD_BYTES:
-                self._too_much = _too_many_bytes()
+            if self._begun <= is_between:
+                self._head_bytes += len(data)
+                if self._head_bytes > HEAD_BYTES:
+                    self._too_much = _too_many_bytes()
         elif self._phase is Phase.BODY:
             self._dry_bytes = self._dry_bytes + len(data) if self._body_bytes == body_bytes else 0
             if self._dry_bytes > HEAD_BYTES:
@@ -171,6 +170,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.headers = []
         self._phase, self._due = Phase.HEAD, True
         self._head_bytes = 0
+        self._begun += 1
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._phase is Phase.BODY:
@@ -232,10 +232,6 @@ class HttpProtocol(HttpToolsProtocol):
                 self._too_much = _too_many_bytes()
         if self._too_much:
             raise ValueError(self._too_much)
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._running = cycle
-        super()._start_asgi_task(cycle, app)
 
     def _to_application(self) -> None:
         """Hands the request, of which the head is known, to uvicorn's own way."""
@@ -337,7 +333,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(408, "the rest of the request did not come in time")
 
     def _watch_writing(self) -> None:
-        if self._write_timer is None:
+        is_lost = self.parser is None
+        if self._write_timer is None and not is_lost:
             self._unread_bytes = self.transport.get_write_buffer_size()
             self._write_timer = self.loop.call_later(self.write_s, self._look_whether_read)
 
