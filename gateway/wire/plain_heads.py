@@ -42,9 +42,9 @@ class PlainHeads:
     def read(self, head: bytes) -> tuple[Target, Fields, int] | None:
         """Target, headers and Content-Length of a head without its empty line; None where it is not plain."""
         lines = head.split(b"\r\n")
+        first = lines.pop(0)
         if len(head) > HEAD_BYTES or len(lines) > HEADERS:
             return None
-        first = lines.pop(0)
         target = self._targets.get(first) or self._read_target(first)
         if target is None:
             return None
