@@ -91,11 +91,19 @@ ANY_FIRST = st.sampled_from(
 )  # fmt: skip
 
 
+def _name(line: bytes) -> bytes:
+    return line.split(b":")[0].lower()
+
+
 @st.composite
 def heads(draw: st.DrawFn) -> bytes:
     """Often good; else with something odd somewhere, be it a line or a byte."""
     length = draw(st.integers(0, 40))
-    lines = [b"Host: a", b"Content-Length: %d" % length, *draw(st.lists(GOOD_LINE, max_size=4, unique=True))]
+    lines = [
+        b"Host: a",
+        b"Content-Length: %d" % length,
+        *draw(st.lists(GOOD_LINE, max_size=4, unique_by=_name)),
+    ]
     if draw(st.booleans()):
         place = draw(st.integers(0, len(lines)))
         keeps = draw(st.integers(0, 1))
@@ -146,7 +154,7 @@ def test_most_of_the_good_heads_are_plain() -> None:
         read.append(PlainHeads().read(head) is not None)
 
     count()
-    assert sum(read) > len(read) / 10
+    assert sum(read) > len(read) / 5
 
 
 @pytest.mark.parametrize(
