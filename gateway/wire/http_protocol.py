@@ -15,7 +15,7 @@ from typing import Any
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gateway.wire.oip_json import encode_error
 
@@ -82,6 +82,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._body_bytes = 0
         self._dry_bytes = 0
         """What came within a body and was none of it: the chunks' own lines, and what is behind the last."""
+        self._running: RequestResponseCycle | None = None
+        """The application's latest request; others may wait behind it."""
         self._timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._unread_bytes = 0
@@ -101,6 +103,10 @@ class HttpProtocol(HttpToolsProtocol):
         self._disarm()
         self._disarm_write()
         self._unset_keepalive_if_required()
+        if self._running is not None and not self._running.response_complete:
+            # uvicorn tells the latest request that came, which may be one that still waits.
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]
@@ -232,6 +238,10 @@ class HttpProtocol(HttpToolsProtocol):
                 self._too_much = _too_many_bytes()
         if self._too_much:
             raise ValueError(self._too_much)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _to_application(self) -> None:
         """Hands the request, of which the head is known, to uvicorn's own way."""
