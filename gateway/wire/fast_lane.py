@@ -229,14 +229,20 @@ class FastLane(HttpProtocol):
             self._run(request)
 
     async def _decode_large(self, body: bytes) -> None:
+        assert self._target is not None
+        route = self._target[0]
+        decoded: InferRequest | InferenceError
         try:
-            request = await answers.decode_large(self._fields, body, self._lane.limits)
+            decoded = await answers.decode_large(self._fields, body, self._lane.limits)
         except InferenceError as error:
-            if self._target is not None:
-                self._refuse_request(error)
+            decoded = error
+        if self._target is None:
+            gone = InferenceError(499, "the client went away")
+            self._lane.inference.refuse(route, gone, lambda _: None, self._started_ns).finish(499)
+        elif isinstance(decoded, InferenceError):
+            self._refuse_request(decoded)
         else:
-            if self._target is not None:
-                self._run(request)
+            self._run(decoded)
 
     def _run(self, request: InferRequest) -> None:
         assert self._target is not None

@@ -8,7 +8,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from tests import states
+from tests.serving.fake_engine import requests
 from tests.wire.lane import BODY, BODY_LIMIT, Client, ServedLane, ask, served_lane
 
 BOTH_WAYS = pytest.mark.parametrize("query", ["", "?"], ids=["lane", "asgi"])
@@ -214,6 +217,55 @@ async def test_nothing_is_left_of_connections_that_go_at_any_moment(how: str) ->
         assert served.arm._in_flight == 0
         assert nothing_is_left(served)
         assert set(served.counted) <= {200, 499}
+
+
+@BOTH_WAYS
+async def test_a_body_that_comes_byte_by_byte(query: str) -> None:
+    """In time it is answered, else refused; what was answered before it does not matter."""
+    async with served_lane() as served:
+        client = await served.client(ask())
+        assert await client.status() == 200
+        for byte in ask(query):
+            client.writer.write(bytes([byte]))
+            await client.writer.drain()
+        assert await client.status() == 200
+        client.writer.write(ask(query, body=bytes(10_000))[:-9_999])
+        refusal = asyncio.ensure_future(client.status())
+        while not refusal.done():
+            client.writer.write(b" ")
+            await asyncio.wait([refusal], timeout=0.01)
+        assert refusal.result() == 408
+        assert await client.ends()
+
+
+async def test_a_client_that_goes_while_its_request_is_decoded() -> None:
+    """In a thread, since it is large: it is counted, and not run."""
+    rows = {"name": "x", "shape": [60_000, 1], "datatype": "FP32", "data": [1.5] * 60_000}
+    async with served_lane() as served:
+        client = await served.client(ask(body=json.dumps({"inputs": [rows]}).encode()))
+        await served.until(lambda: served.state.tasks)
+        client.writer.transport.abort()
+        await served.until(lambda: not served.state.connections)
+        await served.until(lambda: not served.state.tasks)
+        assert (
+            sum(requests(served.desk.writer, "digits", "", "").values()) + sum(served.counted.values()) == 1
+        )
+
+
+async def test_the_name_of_a_version_cannot_split_an_answer() -> None:
+    """A registry may call it anything."""
+    version = "1\r\nx-evil: 1\r\n\r\n\x00\x7f\u0085ü"
+    split = states.route({"stable 1": 100})
+    stable = replace(split.variants["stable"], pin=states.pin("1", version=version))
+    async with served_lane() as served:
+        served.desk.live.swap(states.in_force(replace(split, variants={"stable": stable})))
+        for query in ("", "?", ""):
+            client = await served.client(ask(query))
+            async with asyncio.timeout(10):
+                head = await client.reader.readuntil(b"\r\n\r\n")
+                body = await client.reader.readexactly(int(head.split(b"content-length: ")[1].split()[0]))
+            assert b"\r\nturnout-version: 1??x-evil: 1????" in head
+            assert json.loads(body)["model_version"] == version
 
 
 async def test_a_thousand_pipelined_requests(served: ServedLane) -> None:
