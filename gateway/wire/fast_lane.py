@@ -97,8 +97,7 @@ class FastLane(HttpProtocol):
         """Whether what the parser has at hand is a part of that request."""
         self._fields: Fields = {}
         """The request's headers."""
-        self._parts: list[bytes] = []
-        self._received_bytes = 0
+        self._body: bytes | bytearray = b""
         self._refusal: InferenceError | None = None
         self._ready = False
         """Whether nothing more of the request is needed."""
@@ -109,13 +108,12 @@ class FastLane(HttpProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._phase is Phase.WHOLE and data.startswith(_BEGINNING) and self._is_waiting():
-            lane = self._lane
             end = data.find(_BLANK_LINE)
-            head = lane.plain.read(data[:end]) if end > 0 else None
+            head = self._lane.plain.read(data[:end]) if end > 0 else None
             if head is not None:
                 target, fields, length = head
                 body = data[end + 4 :]
-                if len(body) == length <= lane.limits.body_bytes:
+                if len(body) == length <= self._lane.limits.body_bytes:
                     self._begin(target, fields)
                     self._start(body)
                     return
@@ -123,8 +121,10 @@ class FastLane(HttpProtocol):
         if self._ready:
             # Not in the parser's call-back, whose exceptions are taken for bad HTTP.
             self._ready = False
-            parts, self._parts = self._parts, []
-            self._start(parts[0] if len(parts) == 1 else b"".join(parts))
+            body = bytes(self._body)
+            self._body = b""
+            if not self.transport.is_closing():
+                self._start(body)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._idle_timer is not None:
@@ -147,13 +147,20 @@ class FastLane(HttpProtocol):
             super().on_body(body)
             return
         self._body_bytes += len(body)
-        self._received_bytes += len(body)
-        if self._received_bytes <= self._lane.limits.body_bytes:
-            self._parts.append(body)
-        elif self._target is not None and self._refusal is None:
-            self._parts.clear()
-            self._refusal = answers.too_large(self._received_bytes, self._lane.limits.body_bytes)
+        if self._target is None or self._refusal is not None:
+            return
+        limit = self._lane.limits.body_bytes
+        if len(self._body) + len(body) > limit:
+            self._body = b""
+            self._refusal = answers.too_large(limit + 1, limit)
             self._ready = True
+        elif not self._body:
+            self._body = body
+        else:
+            # Not a list of parts: a client may send them of a byte or two.
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += body
 
     def on_message_complete(self) -> None:
         if not self._receiving:
@@ -170,7 +177,7 @@ class FastLane(HttpProtocol):
         if target is None:
             super()._to_application()
         else:
-            self._received_bytes = 0
+            self._body = b""
             self._begin(target, self._fields)
 
     def _is_waiting(self) -> bool:
@@ -223,17 +230,23 @@ class FastLane(HttpProtocol):
             self._run(request)
 
     async def _decode_large(self, body: bytes) -> None:
+        assert self._target is not None
+        route = self._target[0]
+        decoded: InferRequest | InferenceError
         try:
             lane = self._lane
-            request, _ = await asyncio.to_thread(
+            decoded, _ = await asyncio.to_thread(
                 answers.decode, lane.codec, self._fields, body, lane.limits.body_bytes
             )
         except InferenceError as error:
-            if self._target is not None:
-                self._refuse_request(error)
+            decoded = error
+        if self._target is None:
+            gone = InferenceError(499, "the client went away")
+            self._lane.inference.refuse(route, gone, lambda _: None, self._started_ns).finish(499)
+        elif isinstance(decoded, InferenceError):
+            self._refuse_request(decoded)
         else:
-            if self._target is not None:
-                self._run(request)
+            self._run(decoded)
 
     def _run(self, request: InferRequest) -> None:
         assert self._target is not None
@@ -260,7 +273,7 @@ class FastLane(HttpProtocol):
             self._write(answer, *answers.encode_error(codec, unencodable))
             return
         if body is not None:
-            self._write(answer, 200, JSON_HEADERS, [body])
+            self._write_json(answer, body)
             return
         response = answer.response
         assert response is not None
@@ -276,24 +289,28 @@ class FastLane(HttpProtocol):
         if self._answer is answer:
             self._write(answer, *encoded)
 
+    def _write_json(self, answer: Answer, body: bytes) -> None:
+        if self._lane.draining or not self._own.keep_alive:
+            self._write(answer, 200, JSON_HEADERS, [body])
+            return
+        head = self._lane.head(answer, self.server_state.default_headers)
+        self.transport.write(
+            b"%scontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (head, len(body), body)
+        )
+        self._answer = self._target = None
+        answer.finish(200)
+        self._complete()
+
     def _write(self, answer: Answer, status: int, headers: Headers, body: Sequence[Buffer]) -> None:
         cycle = self._own
-        defaults = self.server_state.default_headers
         if self._lane.draining:
             cycle.keep_alive = False
-        if status == 200 and headers is JSON_HEADERS and cycle.keep_alive:
-            part = body[0]
-            self.transport.write(
-                b"%scontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
-                % (self._lane.head(answer, defaults), len(part), part)
-            )
-        else:
-            head = [*defaults, *answers.turnout_headers(answer), *headers]
-            head.append((b"content-length", b"%d" % answers.size(body)))
-            if not cycle.keep_alive:
-                head.append((b"connection", b"close"))
-            lines = [b"%s: %s\r\n" % header for header in head]
-            self.transport.writelines([STATUS_LINE[status], *lines, b"\r\n", *body])
+        head = [*self.server_state.default_headers, *answers.turnout_headers(answer), *headers]
+        head.append((b"content-length", b"%d" % answers.size(body)))
+        if not cycle.keep_alive:
+            head.append((b"connection", b"close"))
+        lines = [b"%s: %s\r\n" % header for header in head]
+        self.transport.writelines([STATUS_LINE[status], *lines, b"\r\n", *body])
         self._answer = self._target = None
         answer.finish(status)
         self._complete()
@@ -302,7 +319,7 @@ class FastLane(HttpProtocol):
         cycle = self._own
         cycle.response_complete = True
         if not cycle.keep_alive:
-            self.transport.close()
+            self._close()
         elif self.pipeline or self._last_words is not None:
             self.on_response_complete()
         else:
@@ -324,7 +341,7 @@ class FastLane(HttpProtocol):
             and self.cycle.response_complete
             and self.timeout_keep_alive_task is None  # which is uvicorn's, behind an answer of its own
         ):
-            self.transport.close()
+            self._close()
         # Else the next answer makes a timer again.
 
     def _in_task(self, work: Coroutine[Any, Any, None]) -> None:

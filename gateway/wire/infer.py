@@ -156,7 +156,7 @@ async def _read_body(headers: HeaderMap, receive: Receive, limit: int) -> bytes:
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > limit:
-            raise answers.too_large(size, limit)
+            raise answers.too_large(limit + 1, limit)
         chunks.append(chunk)
         if not message.get("more_body", False):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 from gateway.routing.names import NAME
+from gateway.wire.http_protocol import HEAD_BYTES, HEADERS
 
 Target = tuple[str, "str | None"]
 """Route and version."""
@@ -55,6 +56,8 @@ class PlainHeads:
     def _read(self, head: bytes) -> Head | None:
         lines = head.split(b"\r\n")
         first = lines.pop(0)
+        if len(head) > HEAD_BYTES or len(lines) > HEADERS:
+            return None
         target = self._targets.get(first) or self._read_target(first)
         if target is None:
             return None

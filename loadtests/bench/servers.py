@@ -84,7 +84,16 @@ def turnout(
     manifest.write_text(MANIFEST.format(path=models, name=workload.name))
     admin = free_port()
     options = [
-        *("--config", str(manifest), "--grpc-port", "off", "--admin-port", str(admin), "--workers", str(workers)),
+        *(
+            "--config",
+            str(manifest),
+            "--grpc-port",
+            "off",
+            "--admin-port",
+            str(admin),
+            "--workers",
+            str(workers),
+        ),
         *("--state-dir", str(directory / "state"), "--cache-dir", str(directory / "cache")),
         *more,
     ]

@@ -18,7 +18,11 @@ registries:
 routes:
   number: {variants: {stable: {model: local/number@champion}}, overrides: true}
   sum: {variants: {stable: {model: local/sum@champion}}}
+  same: {variants: {stable: {model: local/same@champion}}}
+  half: {variants: {stable: {model: local/half@champion}}}
+  text: {variants: {stable: {model: local/text@champion}}}
   slow: {variants: {stable: {model: local/slow@champion}}}
+  later: {variants: {stable: {model: local/later@champion}}}
   log: {variants: {stable: {model: local/log@champion}}}
   small: {variants: {stable: {model: local/small@champion}}}
   known: {variants: {stable: {model: local/number@champion}}, explicit_versions: known}
@@ -28,7 +32,11 @@ MODELS = {
     "number": models.constant(1.0),
     "sum": models.two_inputs(),
     "slow": models.slow(20_000),
+    "later": models.slow(2_000),
     "log": models.not_a_number(),
+    "same": models.identity(),
+    "half": models.identity("FP16", ["batch", 2]),
+    "text": models.identity("BYTES", ["batch", 2]),
     "small": models.identity("UINT8", ["batch", 2]),
 }
 BODY_LIMIT = 1024 * 1024

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from tests.servers.gateway import Gateway, wait_for
+from tests.wire.raw_connection import RawConnection
 from tests.wire.served import gateway, goes_on_serving, number
 
 __all__ = ["gateway", "goes_on_serving"]
@@ -207,9 +208,9 @@ def test_a_client_that_goes_in_the_middle(gateway: Gateway) -> None:
     counted = 'turnout_requests_total{code="499",route="slow",variant="stable",version="1"}'
     before = gateway.metrics().get(counted, 0.0)
     for data in (b"POST /v2", request()[:-5], request(path="/v2/models/slow/infer")):
-        connection = Connection(gateway)
+        connection = RawConnection(gateway.data)
         connection.write(data)
-        connection.close()
+        connection.reset()
     wait_for(lambda: gateway.metrics().get(counted, 0.0) == before + 1, 10)
 
 
