@@ -230,8 +230,7 @@ class FastLane(HttpProtocol):
             self._run(request)
 
     async def _decode_large(self, body: bytes) -> None:
-        assert self._target is not None
-        route = self._target[0]
+        route = self._target[0] if self._target is not None else ""
         decoded: InferRequest | InferenceError
         try:
             lane = self._lane

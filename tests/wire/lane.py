@@ -16,7 +16,9 @@ from uvicorn.server import ServerState
 from gateway.serving.explicit import ExplicitVersions
 from gateway.wire.app import data_plane
 from gateway.wire.fast_lane import FastLane
+from gateway.wire.models import Models
 from gateway.wire.oip_json import Limits
+from gateway.wire.readiness import Readiness
 from tests.serving.fake_engine import ALWAYS_IN_THREADS, requests
 from tests.serving.test_inference import Desk
 
@@ -45,9 +47,9 @@ class ServedLane:
         self.hold = threading.Event()
         self.engine.gate = self.hold if holding else None
         explicit = cast(ExplicitVersions, self.desk.inference._explicit)
-        plane = data_plane(
-            self.desk.live, self.desk.inference, explicit, cast(Any, None), Limits(body_bytes=BODY_LIMIT)
-        )
+        models = Models(self.desk.live, explicit, cast(Any, None))
+        readiness = Readiness(self.desk.live)
+        plane = data_plane(self.desk.inference, models, readiness, Limits(body_bytes=BODY_LIMIT))
         self.lane = plane.lane
         self.made: list[Connection] = []
         self.state = ServerState()
