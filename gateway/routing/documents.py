@@ -59,7 +59,8 @@ class Documents:
     def state(self, raw: bytes, sha256: str) -> State:
         """As `decode_state`; the same object as before where the document is the last one."""
         known = self._known
-        if sha256 != known.sha256:
+        # One that comes is checked all the same: it may have been edited, and its digest not.
+        if sha256 != known.sha256 or (raw and state_sha256(raw) != sha256):
             known = self._known = _decode(raw, sha256, known)
         return known.state
 
