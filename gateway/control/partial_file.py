@@ -34,6 +34,7 @@ class PartialFile:
         self.spans: list[Span] = []
         """What is missing, where it is fetched in spans; their starts move on as they are filled."""
         self.validator = ""
+        self._buffer = memoryview(bytearray(BUFFER_BYTES))
         self._restart_hashes()
 
     @classmethod
@@ -86,7 +87,7 @@ class PartialFile:
         edge = min((span.start for span in self.gaps), default=self._file.size_bytes)
         assert edge is not None
         todo = min(edge - self.size_bytes, limit_bytes)
-        buffer = memoryview(bytearray(BUFFER_BYTES))
+        buffer = self._buffer
         for _ in range(-(-todo // BUFFER_BYTES)):
             chunk = buffer[: min(BUFFER_BYTES, edge - self.size_bytes)]
             count = os.preadv(self._handle, [chunk], self.size_bytes)
