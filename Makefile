@@ -47,8 +47,8 @@ bench: .venv/.test-installed ## ours beside nginx and a bare uvicorn, into docs/
 bench-peers: .venv/.test-installed $(PEERS:%=.venvs/peer-%/.installed) ## the same against other model servers; needs wrk
 	@$(BIN)/python -m loadtests.bench.peers $(ARGS)
 
-bench-parts: .venv/.test-installed ## what single parts take: the codec, one version's overload
-	@for bench in codec overload; do $(BIN)/python -m loadtests.bench.$$bench || exit 1; done
+bench-parts: .venv/.test-installed ## what single parts take: codec, gRPC, overload, fetch, many routes
+	@for bench in codec overload grpc fetch many_routes; do $(BIN)/python -m loadtests.bench.$$bench || exit 1; done
 
 load: .venv/.test-installed ## a gateway of its own under load, and its versions compared; ARGS="-u 20 -t 60s"
 	@$(BIN)/python -m loadtests.quickstart $(ARGS)

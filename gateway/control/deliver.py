@@ -252,7 +252,8 @@ class Deliverer:
 
     async def _acknowledge(self, before: InForce, held: InForce) -> None:
         started = time.monotonic()
-        paths = self._versions.paths(pin for pin, _ in self.required(held).values())
+        pins = {pin.digest: pin for entry in self.tables.of(held).values() for pin in entry.required}
+        paths = self._versions.paths(pins.values())
         # Both at once: a rollback does not wait for the disk, the acknowledgement does.
         applied, _ = await asyncio.gather(self._workers.apply(held, paths), self._write())
         if held is self.held:

@@ -18,6 +18,7 @@ from gateway.control import state_file
 from gateway.control.history_file import HistoryFile
 from gateway.control.member import FADES_S, AppliedClock
 from gateway.control.store import Author, Changes, Conflict, HistoryRecord, Member, Signal, StoreUnavailable
+from gateway.routing.documents import Documents
 from gateway.routing.state import (
     Deny,
     DenyKey,
@@ -65,6 +66,7 @@ class FileStore:
         self._state_path = directory / STATE_NAME
         self._history = HistoryFile(directory / HISTORY_NAME)
         self._clock_us = clock_us
+        self._documents = Documents()
         # Commits of this process queue here: `flock` alone would be a race of pollers.
         self._turn = asyncio.Lock()
         self._watchers: set[asyncio.Event] = set()
@@ -79,7 +81,7 @@ class FileStore:
 
     async def read(self) -> InForce | None:
         with self._mapped():
-            return await asyncio.to_thread(state_file.read, self._state_path)
+            return await asyncio.to_thread(state_file.read, self._state_path, self._documents)
 
     async def put(self, state: State, expect: Revision, author: Author, changes: Changes) -> Revision:
         def step(held: InForce | None) -> _Step:
@@ -212,7 +214,7 @@ class FileStore:
 
     def _held(self, replaces_damaged: bool) -> InForce | None:
         try:
-            return state_file.read(self._state_path)
+            return state_file.read(self._state_path, self._documents)
         except StateError as error:
             if not replaces_damaged:
                 raise StateError(
@@ -257,7 +259,7 @@ class FileStore:
         )
 
     def _read_history(self, limit: int) -> list[HistoryRecord]:
-        held = state_file.read(self._state_path)
+        held = state_file.read(self._state_path, self._documents)
         return self._history.committed(held.revision if held else None, limit)
 
     async def _signature(self) -> state_file.Signature | None:

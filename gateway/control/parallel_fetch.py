@@ -71,7 +71,7 @@ class ParallelFetch:
         self._open = open_part
         self._threads = threads
         self._advanced = advanced
-        self._todo = list(reversed(partial.spans))
+        self._todo = list(reversed(partial.gaps))
         self._grew = asyncio.Event()
         self._whole = False
 

@@ -34,6 +34,7 @@ class PartialFile:
         self.spans: list[Span] = []
         """What is missing, where it is fetched in spans; their starts move on as they are filled."""
         self.validator = ""
+        self._buffer = memoryview(bytearray(BUFFER_BYTES))
         self._restart_hashes()
 
     @classmethod
@@ -64,6 +65,11 @@ class PartialFile:
             return self.size_bytes
         return (self._file.size_bytes or 0) - sum(span.end - span.start for span in self.spans)
 
+    @property
+    def gaps(self) -> list[Span]:
+        """The spans of which something is missing, in order."""
+        return [span for span in self.spans if span.start < span.end]
+
     def divide(self, spans: list[Span], validator: str) -> None:
         """From now on it is filled in `spans`, all of which are missing, of the file that `validator` names."""
         self.spans, self.validator = spans, validator
@@ -78,12 +84,10 @@ class PartialFile:
 
     def hash_on(self, limit_bytes: int) -> bool:
         """Hashes up to `limit_bytes` more of what is there without a gap; whether there was any."""
-        edge = min(
-            (span.start for span in self.spans if span.start < span.end), default=self._file.size_bytes
-        )
+        edge = min((span.start for span in self.gaps), default=self._file.size_bytes)
         assert edge is not None
         todo = min(edge - self.size_bytes, limit_bytes)
-        buffer = memoryview(bytearray(BUFFER_BYTES))
+        buffer = self._buffer
         for _ in range(-(-todo // BUFFER_BYTES)):
             chunk = buffer[: min(BUFFER_BYTES, edge - self.size_bytes)]
             count = os.preadv(self._handle, [chunk], self.size_bytes)

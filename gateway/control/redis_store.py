@@ -28,6 +28,7 @@ from gateway.control.member import FADES_S, AppliedClock
 from gateway.control.redis_connection import RedisAddress
 from gateway.control.redis_values import history_record, in_force, member_from, signal, text, tombstone_head
 from gateway.control.store import Author, Changes, Conflict, HistoryRecord, Member, Signal, StoreUnavailable
+from gateway.routing.documents import Documents
 from gateway.routing.state import DenyKey, InForce, Revision, State, encode_state, state_sha256
 
 CALL_TIMEOUT_S = 2.0
@@ -63,6 +64,7 @@ class RedisStore:
         self._prefix = f"{{turnout:{namespace}}}:"
         self._redis = self._address.connect(timeout_s=CALL_TIMEOUT_S)
         self._watching: set[Redis] = set()
+        self._documents = Documents()
         self._applied = AppliedClock()
 
     async def read(self) -> InForce | None:
@@ -72,7 +74,7 @@ class RedisStore:
                 pipe.hgetall(self._key("state"))
                 pipe.hgetall(self._key("deny"))
                 state, denies = await pipe.execute()
-        return await asyncio.to_thread(in_force, state, denies) if state else None
+        return await asyncio.to_thread(in_force, state, denies, self._documents) if state else None
 
     async def put(self, state: State, expect: Revision, author: Author, changes: Changes) -> Revision:
         doc = encode_state(state)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import msgspec
 
 from gateway.control.store import Author, HistoryRecord, Member, Signal
-from gateway.routing.state import Deny, DenyKey, InForce, Revision, StateError, decode_state
+from gateway.routing.documents import Documents
+from gateway.routing.state import Deny, DenyKey, InForce, Revision, StateError
 
 SIGNAL_FIELDS = 20
 SIGNAL_BYTES = 1024
@@ -20,7 +21,7 @@ def text(raw: bytes | str) -> str:
     return raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
 
 
-def in_force(state: Fields, denies: Fields) -> InForce:
+def in_force(state: Fields, denies: Fields, documents: Documents) -> InForce:
     """Raises `StateError`, and names the field that is damaged."""
     missing = [name for name in ("epoch", "rev", "doc", "sha256") if name.encode() not in state]
     if missing:
@@ -29,7 +30,7 @@ def in_force(state: Fields, denies: Fields) -> InForce:
         revision = Revision.parse(f"{text(state[b'epoch'])}.{text(state[b'rev'])}")
     except ValueError as error:
         raise StateError(f"the state in Redis has no revision: {error}") from error
-    document = decode_state(state[b"doc"], text(state[b"sha256"]))
+    document = documents.state(state[b"doc"], text(state[b"sha256"]))
     return InForce(
         revision=revision,
         state=document,

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from gateway.routing.documents import Documents
 from gateway.routing.state import InForce, decode_in_force, encode_in_force
 
 
@@ -30,16 +31,17 @@ def signature(path: Path) -> Signature | None:
     return Signature(status.st_mtime_ns, status.st_ino, status.st_size)
 
 
-def read(path: Path) -> InForce | None:
+def read(path: Path, documents: Documents | None = None) -> InForce | None:
     """None while there is no file. Raises `StateError` where it is damaged, and leaves it where it is.
 
-    The file's owner then calls `set_aside`; a mere reader keeps what it holds.
+    The file's owner then calls `set_aside`; a mere reader keeps what it holds. Who reads again and again has
+    `documents`.
     """
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
         return None
-    return decode_in_force(raw)
+    return documents.in_force(raw) if documents is not None else decode_in_force(raw)
 
 
 def write(path: Path, held: InForce) -> None:

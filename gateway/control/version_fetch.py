@@ -118,8 +118,8 @@ class VersionFetch:
 
     def _wanted(self, partial: PartialFile, file: ModelFile) -> Asked:
         """The first part that is missing; all that is missing, where the file is not to be divided."""
-        if partial.spans:
-            first = min(partial.spans, key=lambda span: span.start)
+        if partial.gaps:
+            first = partial.gaps[0]
             return Asked(first.start, first.end, partial.validator)
         start, size_bytes = partial.size_bytes, file.size_bytes
         divisible = self._client.capabilities.parts and file.path not in self._undivided

@@ -131,8 +131,10 @@ def describe_serving(held: InForce) -> dict[str, dict[str, Any]]:
 
 def _touched(before: InForce, after: InForce) -> set[str]:
     """Routes that may serve otherwise: to describe all of 10,000 takes the better part of a second."""
-    old, new = before.state.routes, after.state.routes
     denies = {key.route for key in before.denies.keys() ^ after.denies.keys()}
+    if before.state is after.state:
+        return denies
+    old, new = before.state.routes, after.state.routes
     return denies | {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
 
 

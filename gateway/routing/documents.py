@@ -6,18 +6,16 @@ of them are as before.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import msgspec
 
 from gateway.routing.state import (
     SCHEMA,
-    Envelope,
     InForce,
     RegistryDeclaration,
     Route,
     State,
-    StateError,
     check_state,
     decode_envelope,
     decode_state,
@@ -35,13 +33,20 @@ class _Outline(msgspec.Struct):
     manifest_sha256: str = ""
 
 
+class _Known(NamedTuple):
+    """The last document; replaced whole, so that readers in several threads need no lock."""
+
+    sha256: str
+    state: State
+    routes: dict[str, tuple[bytes, Route]]
+    """Each as it is written, and what that means."""
+
+
 class Documents:
-    """Decodes states in the order in which they come."""
+    """Decodes states; quick where most of one is as in the one before."""
 
     def __init__(self) -> None:
-        self._sha256 = ""
-        self._state = State()
-        self._routes: dict[str, tuple[bytes, Route]] = {}
+        self._known = _Known("", State(), {})
 
     def in_force(self, raw: bytes) -> InForce:
         """As `decode_in_force`; a state may come without its document, if that is the last one's.
@@ -49,36 +54,50 @@ class Documents:
         Routes that are written as before are the same objects as before. Raises `StateError`.
         """
         envelope = decode_envelope(raw)
-        if envelope.sha256 != self._sha256:
-            self._state = self._decode(envelope)
-            self._sha256 = envelope.sha256
-        return in_force(envelope, self._state)
+        return in_force(envelope, self.state(envelope.doc.encode(), envelope.sha256))
 
-    def _decode(self, envelope: Envelope) -> State:
-        raw = envelope.doc.encode()
-        if state_sha256(raw) != envelope.sha256:
-            return decode_state(raw, envelope.sha256)  # which says what is wrong
+    def state(self, raw: bytes, sha256: str) -> State:
+        """As `decode_state`; the same object as before where the document is the last one."""
+        known = self._known
+        # One that comes is checked all the same: it may have been edited, and its digest not.
+        if sha256 != known.sha256 or (raw and state_sha256(raw) != sha256):
+            known = self._known = _decode(raw, sha256, known)
+        return known.state
+
+
+def _decode(raw: bytes, sha256: str, known: _Known) -> _Known:
+    outline = _outline(raw, sha256)
+    if outline is None:
+        return _Known(sha256, decode_state(raw, sha256), {})  # which says what is wrong
+    routes = {}
+    fresh = {}
+    for name, raw_route in outline.routes.items():
+        written = bytes(raw_route)
+        before = known.routes.get(name)
+        if before is not None and before[0] == written:
+            routes[name] = before
+            continue
         try:
-            outline = msgspec.json.decode(raw, type=_Outline)
-            routes = {name: self._route(name, bytes(written)) for name, written in outline.routes.items()}
+            fresh[name] = msgspec.json.decode(written, type=Route)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return decode_state(raw, envelope.sha256)
-        if outline.schema > SCHEMA:
-            return decode_state(raw, envelope.sha256)
-        fields: dict[str, Any] = {name: getattr(outline, name) for name in outline.__struct_fields__}
-        state = State(**{**fields, "routes": {name: route for name, (_, route) in routes.items()}})
-        known = self._routes
-        check_state(
-            State(routes={n: r for n, (_, r) in routes.items() if n not in known or known[n][1] is not r})
-        )
-        self._routes = routes
-        return state
-
-    def _route(self, name: str, written: bytes) -> tuple[bytes, Route]:
-        known = self._routes.get(name)
-        if known is not None and known[0] == written:
-            return known
-        return written, msgspec.json.decode(written, type=Route)
+            return _Known(sha256, decode_state(raw, sha256), {})
+        routes[name] = written, fresh[name]
+    check_state(State(routes=fresh))
+    state = State(
+        schema=outline.schema,
+        registries=outline.registries,
+        routes={name: route for name, (_, route) in routes.items()},
+        manifest_sha256=outline.manifest_sha256,
+    )
+    return _Known(sha256, state, routes)
 
 
-__all__ = ["Documents", "StateError"]
+def _outline(raw: bytes, sha256: str) -> _Outline | None:
+    """None where the document cannot be what it says it is."""
+    if state_sha256(raw) != sha256:
+        return None
+    try:
+        outline = msgspec.json.decode(raw, type=_Outline)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return outline if outline.schema <= SCHEMA else None

@@ -46,7 +46,9 @@ http {{
 
 @contextmanager
 def served(root: Path, port: int, rate: str) -> Iterator[str]:
-    nginx = shutil.which("nginx") or "/usr/sbin/nginx"
+    nginx = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if nginx is None:
+        raise SystemExit("nginx is not installed: it is what serves the file")
     (root / "conf").write_text(CONFIGURATION.format(root=root, port=port, rate=rate))
     process = subprocess.Popen([nginx, "-e", str(root / "errors"), "-c", str(root / "conf")])
     try:

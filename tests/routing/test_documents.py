@@ -54,6 +54,16 @@ def test_denies_on_another_document_are_refused() -> None:
     assert documents.in_force(encode_in_force(ONE, document=False)) == ONE, "what it had is not lost"
 
 
+def test_an_edited_document_under_the_old_digest_is_refused() -> None:
+    documents = Documents()
+    raw = encode_in_force(ONE)
+    documents.in_force(raw)
+    edited = raw.replace(b"30000", b"30001", 1)
+    assert edited != raw
+    with pytest.raises(StateError, match="does not match its sha256"):
+        documents.in_force(edited)
+
+
 @pytest.mark.parametrize(
     "field", [b'"fallback":"a"', b'"weight_bp":5000', b'"schema":1', b'"timeout_ms":30000']
 )

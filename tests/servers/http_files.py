@@ -113,7 +113,8 @@ class FileServer:
         for task in self._connections:
             task.cancel()
         for writer in self._writers:
-            writer.transport.abort()  # a client that went early has left bytes behind
+            if not writer.transport.is_closing() or writer.transport.get_write_buffer_size():
+                writer.transport.abort()  # a client that went early has left bytes behind
         await asyncio.gather(*self._connections, return_exceptions=True)
         await self._server.wait_closed()
 
