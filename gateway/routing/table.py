@@ -90,6 +90,11 @@ class RouteEntry:
         return tuple(pins.values())
 
     @property
+    def is_split(self) -> bool:
+        """Whether not all requests get the same arm."""
+        return self._only is None
+
+    @property
     def takes_traffic(self) -> bool:
         """False where every weight is 0, or nothing that has one is allowed."""
         return bool(self._shares)

@@ -111,12 +111,6 @@ class Answer(Work):
         self.done = None
 
     @property
-    def is_plain(self) -> bool:
-        """Whether the request wants all outputs as JSON, and has no id: as most do."""
-        request = self.request
-        return not (request.outputs or request.id or request.binary_default)
-
-    @property
     def response(self) -> InferResponse | None:
         """None where there is an error."""
         if self._response is None and self.outputs_of_run is not None:

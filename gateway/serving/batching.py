@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 
 import numpy as np
@@ -35,7 +35,17 @@ Done = Callable[["list[Array] | InferenceError"], None]
 class Work:
     """One request for one version, checked and ready to run."""
 
-    __slots__ = ("deadline_ns", "done", "group", "inputs", "observations", "outputs", "queued_ns", "rows")
+    __slots__ = (
+        "deadline_ns",
+        "done",
+        "group",
+        "inputs",
+        "observations",
+        "outputs",
+        "queued_ns",
+        "requests",
+        "rows",
+    )
 
     def __init__(
         self,
@@ -53,6 +63,8 @@ class Work:
         self.done: Done | None = done
         """Called once, with the outputs in order or the reason; None when that has happened."""
         self.queued_ns = 0
+        self.requests = 1
+        """How many the limit counts it for."""
         self.rows = 1
         # Only requests whose rows look alike can share a run, and a run is counted for one variant.
         self.group: tuple[object, ...] | None = None
@@ -127,8 +139,10 @@ class Batcher:
         self._engine = engine
         self._loop = loop
         self._threads = threads
-        self._turns = turns or Turns(loop)
+        self.turns = turns or Turns(loop)
         self._queue: deque[Work] = deque()
+        self._waiting = 0
+        """Requests in the queue."""
         self._scheduled = False
         self._running: list[Work] = []
         self._sweeping = False
@@ -144,23 +158,24 @@ class Batcher:
 
     def submit(self, work: Work) -> None:
         """Queues the work; its `done` is called from the event loop. Raises `InferenceError` when full."""
-        queue = self._queue
-        if len(queue) >= self._room:
-            work.observations.rejected()
+        if self._waiting + work.requests > self._room:
+            if work.requests == 1:
+                work.observations.rejected()
             raise self._full()
         work.queued_ns = time.perf_counter_ns()
-        queue.append(work)
+        self._queue.append(work)
+        self._waiting += work.requests
         if not self._scheduled and not self._running:
             self._scheduled = True
-            self._turns.add(self._turn)
+            self.turns.add(self._turn)
 
     def _full(self) -> InferenceError:
-        waiting = len(self._queue)
+        waiting = self._waiting
         if waiting >= self._max_queue:
             reason = f"the queue of this version is full ({self._max_queue} requests)"
         else:
             reason = (
-                f"this version has {waiting + len(self._running)} requests in flight, "
+                f"this version has {waiting + _requests(self._running)} requests in flight, "
                 f"and its limit is {self._limit.in_flight} now"
             )
         return InferenceError(503, f"{reason}: try again", retry_after_s=1)
@@ -189,6 +204,7 @@ class Batcher:
         most = self.max_batch_size
         while queue and len(others) < LOOK_AHEAD:
             work = queue.popleft()
+            self._waiting -= work.requests
             if work.done is None:
                 continue
             if work.deadline_ns < now:
@@ -197,20 +213,21 @@ class Batcher:
                 group = work.group
                 works.append(work)
                 rows += work.rows
-                waited_ns += now - work.queued_ns
+                waited_ns += (now - work.queued_ns) * work.requests
                 if rows >= most or group is None:
                     break
             else:
                 others.append(work)
         if others:
             queue.extendleft(reversed(others))
+            self._waiting += _requests(others)
         oldest_ns = now - works[0].queued_ns if works else 0
-        self._limit.took(now, len(works), len(queue), oldest_ns)
+        self._limit.took(now, _requests(works), self._waiting, oldest_ns)
         return _Run(works, rows, waited_ns, now) if works else None
 
     def _run_in_thread(self, run: _Run) -> None:
         self._running = run.works
-        self._room = min(self._max_queue, self._limit.in_flight - len(run.works))
+        self._room = min(self._max_queue, self._limit.in_flight - _requests(run.works))
         if not self._sweeping:
             # One timer, not one a run: under load the next run has always begun when a timer fires.
             self._sweeping = True
@@ -241,7 +258,7 @@ class Batcher:
                 log.exception("an answer could not be delivered")
         if self._queue and not self._scheduled:
             self._scheduled = True
-            self._turns.add(self._turn)
+            self.turns.add(self._turn)
 
     def _sweep(self) -> None:
         """While a run is in its thread: a model that hangs does not keep its clients past their deadline."""
@@ -254,6 +271,7 @@ class Batcher:
                 work.deliver(_too_late())
         # Nobody waits for them: they take no place of those who do, and their inputs go.
         self._queue = deque(work for work in self._queue if work.done is not None)
+        self._waiting = _requests(self._queue)
         self._loop.call_later(_SWEEP_S, self._sweep)
 
 
@@ -273,6 +291,10 @@ def _least_size(signature: Signature) -> int:
             elements *= max(length, 1)
         size += elements
     return size
+
+
+def _requests(works: Iterable[Work]) -> int:
+    return sum([work.requests for work in works])
 
 
 def _too_late() -> InferenceError:

@@ -11,9 +11,9 @@ from contextlib import suppress
 from functools import lru_cache
 
 from gateway.routing.table import Arm
-from gateway.serving.answer import Answer
+from gateway.serving.answer import NOTHING_ASKED, Answer
 from gateway.serving.explicit import ExplicitVersions
-from gateway.serving.live import Live, LiveRoute, ServedArm
+from gateway.serving.live import Live, LiveRoute, ServedArm, Snapshot
 from gateway.serving.tensors import InferenceError, InferRequest
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,26 @@ class Inference:
         self._live = live
         self._explicit = explicit
         self._draw = draw
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The one that decides now."""
+        return self._live.snapshot
+
+    def foresee(self, route_name: str, header: Header) -> tuple[ServedArm | None, bool]:
+        """The arm for a request with these headers, and whether every such request gets it at this snapshot.
+
+        None where that takes more than the headers, or no version may answer.
+        """
+        route = self._live.snapshot.routes.get(route_name)
+        if route is None or route.sticky_kind == "parameter" or header(OVERRIDE_HEADER) is not None:
+            return None, True
+        try:
+            served = self._choose(route, NOTHING_ASKED, header)
+        except InferenceError:
+            return None, True
+        sticky = route.sticky_kind == "header" and header(route.sticky_name) is not None
+        return served, sticky or not route.entry.is_split
 
     def start(
         self,

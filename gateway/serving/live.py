@@ -78,14 +78,14 @@ class ServedArm:
             self._block = self._writer.block(self.labels)
         return self._block
 
-    def enter(self) -> None:
-        """From here to `leave`, the answer of one request counts as this arm's; the arm has one lease for all."""
+    def enter(self, requests: int = 1) -> None:
+        """From here to `leave`, the answers of these count as this arm's; the arm has one lease for all."""
         if not self._in_flight:
             self.loaded.lease()
-        self._in_flight += 1
+        self._in_flight += requests
 
-    def leave(self) -> None:
-        self._in_flight -= 1
+    def leave(self, requests: int = 1) -> None:
+        self._in_flight -= requests
         if not self._in_flight:
             self.loaded.release()
             self.observe()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
+
+log = logging.getLogger(__name__)
 
 TICK_BUDGET_NS = 1_000_000
 """Runs of one tick of the loop. What is ready beyond it waits for the next tick: sockets are read and written
@@ -21,6 +24,7 @@ class Turns:
         self._loop = loop
         self._clock_ns = clock_ns
         self._ready: deque[Callable[[], None]] = deque()
+        self._before: list[Callable[[], None]] = []
         self._scheduled = False
 
     def add(self, run: Callable[[], None]) -> None:
@@ -30,8 +34,25 @@ class Turns:
             self._scheduled = True
             self._loop.call_soon(self._tick)
 
+    def before(self, prepare: Callable[[], None]) -> None:
+        """Calls `prepare` once, at the end of this tick and ahead of all runs: it may add some."""
+        self._before.append(prepare)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._tick)
+
     def _tick(self) -> None:
         ready = self._ready
+        if self._before:
+            before, self._before = self._before, []
+            for prepare in before:
+                try:
+                    prepare()
+                except Exception:
+                    log.exception("requests could not be queued")
+            if not ready:
+                self._scheduled = False
+                return
         try:
             if len(ready) == 1:
                 ready.popleft()()  # the common case asks no clock

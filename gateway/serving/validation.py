@@ -36,7 +36,6 @@ class Checker:
         self.signature = signature
         self.output_names = tuple(spec.name for spec in signature.outputs)
         shared = _shared_dimensions(signature.inputs)
-        self.only_output = signature.outputs[0] if len(signature.outputs) == 1 else None
         self.output_datatypes = {spec.name: spec.datatype for spec in signature.outputs}
         self._checks = {spec.name: _InputCheck(spec, shared) for spec in signature.inputs}
         self._count = len(self._checks)

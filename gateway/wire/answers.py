@@ -8,13 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from gateway.serving.answer import Answer
+from gateway.serving.live import ServedArm
 from gateway.serving.tensors import InferenceError, InferRequest, InferResponse
 from gateway.wire.codec import HEADER_LENGTH, JSON_HEADERS, Codec, Encode, HeaderMap, Headers
 from gateway.wire.compression import accepted_encoding, compress, decompress
-from gateway.wire.oip_arrays import PLAIN, reject_not_finite
 from gateway.wire.oip_binary import Buffer
-from gateway.wire.oip_json import encode_row
 
 Encoded = tuple[int, Headers, Sequence[Buffer]]
 """Status, headers that say what the body is, and the parts of the body."""
@@ -57,32 +55,6 @@ def too_large(size: int, limit: int) -> InferenceError:
     )
 
 
-def encode_single_output(answer: Answer) -> bytes | None:
-    """The body of the most common answer of the Open Inference Protocol: one row, nothing asked for.
-
-    None for any other. Raises `InferenceError` where it cannot be written.
-    """
-    run, served = answer.outputs_of_run, answer.served
-    if run is None or served is None:
-        return None
-    only = served.loaded.checker.only_output
-    array = run.arrays[0]
-    if (
-        only is None
-        or only.datatype not in PLAIN
-        or answer.rows != 1
-        or array.ndim != 2
-        or array.shape[1] >= SMALL_ELEMENTS
-        or not answer.is_plain
-    ):
-        return None
-    row = run.first_lists()[answer.start]
-    body = encode_row(answer.route_name, served.pin.version, only, row)
-    if b"null" in body:
-        reject_not_finite(only.name, only.datatype, array[answer.start])
-    return body
-
-
 def is_quick_response(headers: HeaderMap, response: InferResponse) -> bool:
     """Whether `encode` takes microseconds, and nothing comes behind it; `headers` are the request's."""
     for output in response.outputs:
@@ -120,10 +92,9 @@ def encode_error(codec: Codec, error: InferenceError | None) -> Encoded:
     return error.status, headers, [codec.encode_error(error)]
 
 
-def turnout_headers(answer: Answer) -> Headers:
+def turnout_headers(revision: str, served: ServedArm | None) -> Headers:
     """Who answered, as far as that was decided."""
-    out: Headers = [(b"turnout-revision", answer.revision.encode())]
-    served = answer.served
+    out: Headers = [(b"turnout-revision", revision.encode())]
     if served is not None:
         # A registry may call a version anything; names of variants and digests have an alphabet.
         version = _NO_HEADER_VALUE.sub(b"?", served.pin.version.encode())

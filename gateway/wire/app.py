@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
@@ -72,7 +73,9 @@ def data_plane(inference: Inference, models: Models, readiness: Readiness, limit
         Route("/invocations", Invocations(InferEndpoint(inference, limits, InvocationsCodec()), models)),
     ]
     rest = _rest(handlers, readiness, neighbours)
-    return DataPlane(InferEndpoint(inference, limits), rest, readiness, Lane(inference, limits))
+    return DataPlane(
+        InferEndpoint(inference, limits), rest, readiness, Lane(inference, limits, asyncio.get_running_loop())
+    )
 
 
 def _rest(models: ModelHandlers, readiness: Readiness, neighbours: list[Route]) -> Starlette:

@@ -19,46 +19,88 @@ from gateway.serving.inference import Inference
 from gateway.serving.live import ServedArm
 from gateway.serving.tensors import InferenceError, InferRequest, InferResponse
 from gateway.wire import answers
-from gateway.wire.codec import JSON_HEADERS, Headers, OpenInference, encode_open
+from gateway.wire.bundles import Collector, row_form
+from gateway.wire.codec import HEADER_LENGTH, JSON_HEADERS, Headers, OpenInference, encode_open
 from gateway.wire.http_protocol import HttpProtocol, Phase
 from gateway.wire.oip_binary import Buffer
 from gateway.wire.oip_json import Limits
-from gateway.wire.plain_heads import INFER_PATH, Fields, PlainHeads, Target
+from gateway.wire.plain_heads import INFER_PATH, Fields, Head, PlainHeads, Target
 
 log = logging.getLogger(__name__)
 
 _BEGINNING = b"POST /v2/models/"
 _BLANK_LINE = b"\r\n\r\n"
+_NOT_COLLECTED = frozenset({b"content-encoding", HEADER_LENGTH})
+"""The body is no JSON."""
+_REMEMBERED, _LONGEST_HEAD = 4096, 1024
+Known = tuple[Head, "Collector | None"]
+"""A head, and who takes its requests; None: each goes its own way."""
 
 
 class Lane:
     """What the connections of a worker share."""
 
-    def __init__(self, inference: Inference, limits: Limits) -> None:
+    def __init__(self, inference: Inference, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
         self.inference = inference
         self.limits = limits
+        self.loop = loop
         self.codec = OpenInference(limits)
         self.draining = False
-        self.plain = PlainHeads()
-        self._heads: dict[ServedArm, bytes] = {}
-        self._heads_of: tuple[object, str] = (None, "")
+        self._plain = PlainHeads()
+        self._snapshot = inference.snapshot
+        self._known: dict[bytes, Known] = {}
+        """By the bytes of a head, of this snapshot."""
+        self._collectors: dict[ServedArm, Collector | None] = {}
+        self._lines: dict[ServedArm, bytes] = {}
+        self._lines_of: tuple[object, str] = (None, "")
 
-    def head(self, answer: Answer, defaults: Headers) -> bytes:
-        """The first lines of an answer of status 200: who gave it, and when.
+    def known(self, head: bytes) -> Known | None:
+        """What a head without its empty line asks for; None where it is not plain."""
+        if self.inference.snapshot is not self._snapshot:
+            self._snapshot = self.inference.snapshot
+            self._known.clear()
+            self._collectors.clear()
+        known = self._known.get(head)
+        if known is not None:
+            return known
+        read = self._plain.read(head)
+        if read is None:
+            return None
+        (route, version), fields, _ = read
+        if version is not None or not fields.keys().isdisjoint(_NOT_COLLECTED):
+            served, fixed = None, True
+        else:
+            served, fixed = self.inference.foresee(route, fields.get)
+        known = read, None if served is None else self._collector(served)
+        if fixed and len(head) <= _LONGEST_HEAD:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[head] = known
+        return known
+
+    def _collector(self, served: ServedArm) -> Collector | None:
+        if served in self._collectors:
+            return self._collectors[served]
+        form = row_form(served)
+        collector = None if form is None else Collector(self, self._snapshot, served, form)
+        self._collectors[served] = collector
+        return collector
+
+    def lines(self, served: ServedArm, revision: str, defaults: Headers) -> bytes:
+        """The first lines of an answer of status 200 in JSON, up to its length: who gave it, and when.
 
         `defaults` is uvicorn's list of headers, which it replaces each second for the sake of the date.
         """
-        of, revision = self._heads_of
-        if of is not defaults or revision is not answer.revision:
-            self._heads.clear()
-            self._heads_of = defaults, answer.revision
-        served = answer.served
-        assert served is not None
-        head = self._heads.get(served)
-        if head is None:
-            lines = [b"%s: %s\r\n" % header for header in (*defaults, *answers.turnout_headers(answer))]
-            head = self._heads[served] = STATUS_LINE[200] + b"".join(lines)
-        return head
+        of, known_revision = self._lines_of
+        if of is not defaults or known_revision is not revision:
+            self._lines.clear()
+            self._lines_of = defaults, revision
+        lines = self._lines.get(served)
+        if lines is None:
+            headers = [*defaults, *answers.turnout_headers(revision, served), *JSON_HEADERS]
+            joined = b"".join([b"%s: %s\r\n" % header for header in headers])
+            lines = self._lines[served] = STATUS_LINE[200] + joined + b"content-length: "
+        return lines
 
 
 class _NoEvent:
@@ -101,7 +143,9 @@ class FastLane(HttpProtocol):
         self._refusal: InferenceError | None = None
         self._ready = False
         """Whether nothing more of the request is needed."""
-        self._started_ns = 0
+        self.started_ns = 0
+        self.collector: Collector | None = None
+        """Who has the request that is under way."""
         self._answer: Answer | None = None
         self._idle_since = 0.0
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -109,13 +153,17 @@ class FastLane(HttpProtocol):
     def data_received(self, data: bytes) -> None:
         if self._phase is Phase.WHOLE and data.startswith(_BEGINNING) and self._is_waiting():
             end = data.find(_BLANK_LINE)
-            head = self._lane.plain.read(data[:end]) if end > 0 else None
-            if head is not None:
-                target, fields, length = head
+            known = self._lane.known(data[:end]) if end > 0 else None
+            if known is not None:
+                (target, fields, length), collector = known
                 body = data[end + 4 :]
                 if len(body) == length <= self._lane.limits.body_bytes:
                     self._begin(target, fields)
-                    self._start(body)
+                    if collector is not None:
+                        self.collector = collector
+                        collector.add(self, body)
+                    else:
+                        self._start(body)
                     return
         super().data_received(data)
         if self._ready:
@@ -131,11 +179,43 @@ class FastLane(HttpProtocol):
             self._idle_timer.cancel()
             self._idle_timer = None
         self._target = None
+        if self.collector is not None:
+            self.collector.lost(time.perf_counter_ns() - self.started_ns)
+            self.collector = None
         answer, self._answer = self._answer, None
         super().connection_lost(exc)
         if answer is not None:
             answer.cancel()
             answer.finish(499)
+
+    def start_again(self, body: bytes) -> None:
+        """Asks by itself what the collector did not bring to an end."""
+        self.collector = None
+        self._start(body)
+
+    def answer_row(self, lines: bytes, body: bytes, now: float) -> None:
+        """The answer that the collector has, behind the lines for one of status 200."""
+        self.collector = None
+        cycle = self._own
+        if self._lane.draining or not cycle.keep_alive or self.pipeline or self._last_words is not None:
+            self._close_or_go_on(lines, body)
+            return
+        self.transport.write(b"%s%d\r\n\r\n%s" % (lines, len(body), body))
+        self._target = None
+        cycle.response_complete = True
+        self._idle_since = now
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._look_whether_idle)
+        if self.flow.write_paused:
+            self.flow.pause_reading()
+
+    def _close_or_go_on(self, lines: bytes, body: bytes) -> None:
+        if self._lane.draining:
+            self._own.keep_alive = False
+        closing = b"" if self._own.keep_alive else b"connection: close\r\n"
+        self.transport.write(b"%s%d\r\n%s\r\n%s" % (lines, len(body), closing, body))
+        self._target = None
+        self._complete()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -206,7 +286,7 @@ class FastLane(HttpProtocol):
         return match[1].decode(), None if match[2] is None else match[2].decode()
 
     def _begin(self, target: Target, fields: Fields) -> None:
-        self._started_ns = time.perf_counter_ns()
+        self.started_ns = time.perf_counter_ns()
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
         self._target = target
@@ -241,7 +321,7 @@ class FastLane(HttpProtocol):
             decoded = error
         if self._target is None:
             gone = InferenceError(499, "the client went away")
-            self._lane.inference.refuse(route, gone, lambda _: None, self._started_ns).finish(499)
+            self._lane.inference.refuse(route, gone, lambda _: None, self.started_ns).finish(499)
         elif isinstance(decoded, InferenceError):
             self._refuse_request(decoded)
         else:
@@ -251,28 +331,20 @@ class FastLane(HttpProtocol):
         assert self._target is not None
         route, version = self._target
         answer = self._lane.inference.start(
-            route, version, request, self._fields.get, self._answered, self._started_ns
+            route, version, request, self._fields.get, self._answered, self.started_ns
         )
         if self._target is not None:
             self._answer = answer
 
     def _refuse_request(self, error: InferenceError) -> None:
         assert self._target is not None
-        self._lane.inference.refuse(self._target[0], error, self._answered, self._started_ns)
+        self._lane.inference.refuse(self._target[0], error, self._answered, self.started_ns)
 
     def _answered(self, answer: Answer) -> None:
         self._answer = answer
         codec = self._lane.codec
         if answer.error is not None:
             self._write(answer, *answers.encode_error(codec, answer.error))
-            return
-        try:
-            body = answers.encode_single_output(answer)
-        except InferenceError as unencodable:
-            self._write(answer, *answers.encode_error(codec, unencodable))
-            return
-        if body is not None:
-            self._write_json(answer, body)
             return
         response = answer.response
         assert response is not None
@@ -288,23 +360,15 @@ class FastLane(HttpProtocol):
         if self._answer is answer:
             self._write(answer, *encoded)
 
-    def _write_json(self, answer: Answer, body: bytes) -> None:
-        if self._lane.draining or not self._own.keep_alive:
-            self._write(answer, 200, JSON_HEADERS, [body])
-            return
-        head = self._lane.head(answer, self.server_state.default_headers)
-        self.transport.write(
-            b"%scontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (head, len(body), body)
-        )
-        self._answer = self._target = None
-        answer.finish(200)
-        self._complete()
-
     def _write(self, answer: Answer, status: int, headers: Headers, body: Sequence[Buffer]) -> None:
         cycle = self._own
         if self._lane.draining:
             cycle.keep_alive = False
-        head = [*self.server_state.default_headers, *answers.turnout_headers(answer), *headers]
+        head = [
+            *self.server_state.default_headers,
+            *answers.turnout_headers(answer.revision, answer.served),
+            *headers,
+        ]
         head.append((b"content-length", b"%d" % answers.size(body)))
         if not cycle.keep_alive:
             head.append((b"connection", b"close"))

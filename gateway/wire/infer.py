@@ -82,7 +82,7 @@ class InferEndpoint:
         try:
             await _wait(arrived, receive)
             status, out, body = await self._encode(answer, encode, headers)
-            await _send(send, status, [*answers.turnout_headers(answer), *out], body)
+            await _send(send, status, [*answers.turnout_headers(answer.revision, answer.served), *out], body)
             code = status
         except ClientGone:
             return

@@ -5,12 +5,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
 
-from gateway.serving.engine import TensorSpec
 from gateway.serving.tensors import (
     InferenceError,
     InferRequest,
@@ -115,7 +113,7 @@ class _AnyRequest(_Request, kw_only=True):
     inputs: list[_AnyInput]
 
 
-_decode_numbers = msgspec.json.Decoder(_NumbersRequest).decode
+decode_numbers = msgspec.json.Decoder(_NumbersRequest).decode
 _decode_any = msgspec.json.Decoder(_AnyRequest).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -155,7 +153,7 @@ def _decode_short(body: Buffer) -> InferRequest | None:
     None for everything else, and for all that is wrong: it is decoded again by those who can tell why.
     """
     try:
-        request = _decode_numbers(body)
+        request = decode_numbers(body)
         (tensor,) = request.inputs
         array = quick_array(tensor.datatype, tensor.shape, tensor.data)
     except _ANY_REFUSAL:
@@ -170,7 +168,7 @@ def _decode_short(body: Buffer) -> InferRequest | None:
 def _decode(header: Buffer, binary: BinaryReader | None, limits: Limits) -> InferRequest:
     try:
         try:
-            request: _NumbersRequest | _AnyRequest = _decode_numbers(header)
+            request: _NumbersRequest | _AnyRequest = decode_numbers(header)
         except msgspec.ValidationError:
             request = _decode_any(header)
         if len(request.inputs) > limits.inputs:
@@ -293,25 +291,6 @@ def encode_infer(response: InferResponse) -> tuple[list[Buffer], int | None]:
     if not buffers:
         return [body], None
     return [body, *buffers], len(body)
-
-
-def encode_row(route: str, version: str, spec: TensorSpec, row: list[Any]) -> bytes:
-    """What `encode_infer` makes of a response with one output of one row, in JSON and without an id.
-
-    Only its data differ from one to the next, so the rest is kept. A number that is not finite becomes null.
-    """
-    return b"%s%s}]}" % (
-        _before_data(route, version, spec.name, spec.datatype, (1, len(row))),
-        _encode(row),
-    )
-
-
-@lru_cache(1024)
-def _before_data(route: str, version: str, name: str, datatype: str, shape: tuple[int, ...]) -> bytes:
-    """The beginning of an answer with one output, up to its data."""
-    output = {"name": name, "datatype": datatype, "shape": shape, "data": 0}
-    document = {"model_name": route, "model_version": version, "outputs": [output]}
-    return _encode(document).removesuffix(b"0}]}")
 
 
 def _output(output: OutputTensor, buffers: list[Buffer]) -> dict[str, Any]:

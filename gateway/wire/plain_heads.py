@@ -17,7 +17,7 @@ Target = tuple[str, "str | None"]
 Fields = dict[bytes, bytes]
 """Lower-case name → value."""
 Head = tuple[Target, Fields, int]
-"""Target, headers and Content-Length. Not to be changed: later requests get it again."""
+"""Target, headers and Content-Length."""
 
 INFER_PATH = re.compile(rf"/v2/models/({NAME.pattern})(?:/versions/({NAME.pattern}))?/infer".encode())
 _FIRST_LINE = re.compile(rb"POST " + INFER_PATH.pattern + rb" HTTP/1\.1")
@@ -29,31 +29,20 @@ _NOT_PLAIN = frozenset(
 """They change how the rest of the connection is read or answered."""
 _KEPT = (b"connection", b"keep-alive")
 _REMEMBERED = 4096
-"""Heads, and lines of each kind: clients may send any number of different ones."""
-_LONGEST, _LONGEST_HEAD = 256, 1024
+"""Lines of each kind: clients may send any number of different ones."""
+_LONGEST = 256
 
 
 class PlainHeads:
     """Reads heads, and remembers the lines that it has read."""
 
     def __init__(self) -> None:
-        self._heads: dict[bytes, Head] = {}
         self._targets: dict[bytes, Target] = {}
         self._fields: dict[bytes, tuple[bytes, bytes]] = {}
         self._known = self._fields.__getitem__
 
     def read(self, head: bytes) -> Head | None:
-        """A head without its empty line; None where it is not plain. The same one for the same bytes."""
-        known = self._heads.get(head)
-        if known is None:
-            known = self._read(head)
-            if known is not None and len(head) <= _LONGEST_HEAD:
-                if len(self._heads) >= _REMEMBERED:
-                    self._heads.clear()
-                self._heads[head] = known
-        return known
-
-    def _read(self, head: bytes) -> Head | None:
+        """A head without its empty line; None where it is not plain."""
         lines = head.split(b"\r\n")
         first = lines.pop(0)
         if len(head) > HEAD_BYTES or len(lines) > HEADERS:
