@@ -229,8 +229,8 @@ class FastLane(HttpProtocol):
             self._run(request)
 
     async def _decode_large(self, body: bytes) -> None:
-        assert self._target is not None
-        route = self._target[0]
+        target = self._target
+        assert target is not None
         decoded: InferRequest | InferenceError
         try:
             decoded = await answers.decode_large(self._fields, body, self._lane.limits)
@@ -238,7 +238,7 @@ class FastLane(HttpProtocol):
             decoded = error
         if self._target is None:
             gone = InferenceError(499, "the client went away")
-            self._lane.inference.refuse(route, gone, lambda _: None, self._started_ns).finish(499)
+            self._lane.inference.refuse(target[0], gone, lambda _: None, self._started_ns).finish(499)
         elif isinstance(decoded, InferenceError):
             self._refuse_request(decoded)
         else:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import struct
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -138,6 +140,12 @@ class Client:
                 return await self.reader.read() == b""
             except ConnectionError:
                 return True
+
+    def reset(self) -> None:
+        """Closes so that the server is told that all is lost."""
+        made = self.writer.get_extra_info("socket")
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
 
     def close(self) -> None:
         self.writer.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from msgspec.structs import replace
 
 from tests import states
 from tests.serving.fake_engine import requests
-from tests.wire.lane import BODY, BODY_LIMIT, Client, ServedLane, ask, served_lane
+from tests.wire.lane import BODY, BODY_LIMIT, DEADLINE_S, Client, ServedLane, ask, served_lane
 
 BOTH_WAYS = pytest.mark.parametrize("query", ["", "?"], ids=["lane", "asgi"])
 CHUNKED = ask("", "Transfer-Encoding: chunked").replace(b"Content-Length: %d\r\n" % len(BODY), b"")
@@ -117,7 +118,7 @@ async def test_a_client_that_goes_is_499(query: str) -> None:
     async with served_lane(holding=True) as served:
         leaving = [await served.client(ask(query)) for _ in range(2)]
         await served.until(lambda: served.arm._in_flight == 2)
-        leaving[0].writer.transport.abort()
+        leaving[0].reset()
         leaving[1].close()
         await served.until(lambda: served.arm._in_flight == 0)
         assert served.counted == {499: 2}
@@ -138,6 +139,24 @@ async def test_a_client_that_closes_its_half_gets_its_answers(queries: list[str]
         assert [await client.status() for _ in queries] == [200] * len(queries)
         assert await client.ends()
         assert served.counted == {200: len(queries)}
+
+
+@BOTH_WAYS
+async def test_a_client_that_closed_its_half_may_read_slowly(query: str) -> None:
+    async with served_lane() as served:
+        client = await served.client()
+        await served.until(lambda: served.made)
+        (made,) = served.made
+        made.write_s = 100 * DEADLINE_S
+        made.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        rows = {"name": "x", "shape": [60_000, 1], "datatype": "FP32", "data": [1.5] * 60_000}
+        client.writer.write(ask(query, body=json.dumps({"inputs": [rows]}).encode()))
+        client.writer.write_eof()
+        client.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        await served.until(lambda: made.transport.is_closing() and made.transport.get_write_buffer_size())
+        await asyncio.sleep(2 * DEADLINE_S)
+        client.reader._transport.resume_reading()  # type: ignore[attr-defined]
+        assert await client.status() == 200
 
 
 @BOTH_WAYS
@@ -203,7 +222,7 @@ async def test_chunks_of_two_bytes_take_no_more_memory_than_their_sum(served: Se
     client.close()
 
 
-@pytest.mark.parametrize("how", ["abort", "close"])
+@pytest.mark.parametrize("how", ["reset", "close"])
 async def test_nothing_is_left_of_connections_that_go_at_any_moment(how: str) -> None:
     """Cut after each few bytes of a conversation; every arm is idle behind it, and no task or timer is left."""
     conversation = ask() + ask("?") + IN_CHUNKS + ask() + LIVE
@@ -212,7 +231,7 @@ async def test_nothing_is_left_of_connections_that_go_at_any_moment(how: str) ->
             client = await served.client(conversation[:at])
             await client.writer.drain()
             await asyncio.sleep(0.001 * (at % 3))
-            getattr(client.writer.transport, how)()
+            getattr(client, how)()
         await served.until(lambda: not served.state.connections and not served.state.tasks)
         assert served.arm._in_flight == 0
         assert nothing_is_left(served)
@@ -244,7 +263,7 @@ async def test_a_client_that_goes_while_its_request_is_decoded() -> None:
     async with served_lane() as served:
         client = await served.client(ask(body=json.dumps({"inputs": [rows]}).encode()))
         await served.until(lambda: served.state.tasks)
-        client.writer.transport.abort()
+        client.reset()
         await served.until(lambda: not served.state.connections)
         await served.until(lambda: not served.state.tasks)
         assert (
@@ -266,6 +285,17 @@ async def test_the_name_of_a_version_cannot_split_an_answer() -> None:
                 body = await client.reader.readexactly(int(head.split(b"content-length: ")[1].split()[0]))
             assert b"\r\nturnout-version: 1??x-evil: 1????" in head
             assert json.loads(body)["model_version"] == version
+
+
+@BOTH_WAYS
+async def test_a_reset_of_an_idle_connection_leaves_nothing(query: str) -> None:
+    async with served_lane() as served:
+        client = await served.client(ask(query))
+        assert await client.status() == 200
+        await served.until(lambda: not served.state.tasks)
+        client.reset()
+        await served.until(lambda: not served.state.connections)
+        assert nothing_is_left(served)
 
 
 async def test_a_thousand_pipelined_requests(served: ServedLane) -> None:
