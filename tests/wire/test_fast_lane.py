@@ -145,7 +145,7 @@ async def test_a_client_that_closes_its_half_gets_its_answers(queries: list[str]
 async def test_a_client_that_closed_its_half_may_read_slowly(query: str) -> None:
     async with served_lane() as served:
         client = await served.client()
-        await served.until(lambda: served.made)
+        await served.until(lambda: served.state.connections)
         (made,) = served.made
         made.write_s = 100 * DEADLINE_S
         made.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -355,6 +355,43 @@ async def test_a_client_that_never_reads_is_closed(query: str, line: str) -> Non
         await served.until(lambda: not served.state.tasks)
         assert served.arm._in_flight == 0
         assert nothing_is_left(served)
+
+
+async def reluctant(served: ServedLane, rows: int, query: str, *lines: str) -> socket.socket:
+    """A client that asked for so many rows and reads nothing, with little room in the kernel's buffers."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(client, ("127.0.0.1", served.port))
+    await served.until(lambda: served.state.connections)
+    served.made[0].transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    tensor = {"name": "x", "shape": [rows, 1], "datatype": "FP32", "data": [1.5] * rows}
+    await loop.sock_sendall(client, ask(query, *lines, body=json.dumps({"inputs": [tensor]}).encode()))
+    return client
+
+
+@pytest.mark.parametrize(("query", "lines"), [("", []), ("?", []), ("?", ["Connection: close"])])
+async def test_a_close_does_not_wait_for_ever(query: str, lines: list[str]) -> None:
+    """What is unread is too little for the transport to tell: the connection was idle, or is to be closed."""
+    async with served_lane(keep_alive_s=1) as served:
+        with await reluctant(served, 6_000, query, *lines):
+            (made,) = served.made
+            await served.until(made.transport.is_closing)
+            assert 0 < made.transport.get_write_buffer_size() < 64 * 1024
+            await served.until(lambda: not served.state.connections)
+
+
+async def test_a_client_that_stops_to_read_as_it_is_closed() -> None:
+    async with served_lane() as served:
+        with await reluctant(served, 60_000, "?", "Connection: close") as client:
+            (made,) = served.made
+            await served.until(made.transport.is_closing)
+            assert made.transport.get_write_buffer_size() > 64 * 1024
+            while made.transport.get_write_buffer_size() > 12 * 1024:
+                await asyncio.get_running_loop().sock_recv(client, 4096)
+            await served.until(lambda: not served.state.connections)
+            assert nothing_is_left(served)
 
 
 def nothing_is_left(served: ServedLane) -> bool:
