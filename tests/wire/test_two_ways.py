@@ -14,7 +14,7 @@ import pytest
 
 from tests.servers.gateway import Gateway
 from tests.wire.raw_connection import LIVE, RawConnection, status
-from tests.wire.served import gateway, goes_on_serving, number, tensor
+from tests.wire.served import BODY_LIMIT, gateway, goes_on_serving, number, tensor
 from tests.wire.test_http_contract import BODIES, DEADLINES, LENGTHS, NAMES, NUMBERS, TENSORS, Bad
 from tests.wire.ways import Sent, cut, every_way, exchange
 
@@ -332,6 +332,15 @@ def test_trailers_that_are_refused(gateway: Gateway, line: str) -> None:
         for warm in (False, True):
             refusal, end = exchange(gateway.data, *cut(data, -5), warm=warm)
             assert (status(refusal), end) == (400, b"")
+
+
+@pytest.mark.parametrize("query", ["", "?"])
+def test_one_answer_to_a_body_that_breaks_as_it_is_refused(gateway: Gateway, query: str) -> None:
+    """Over the limit and then no chunk, in one packet: a second answer would be taken for the next request's."""
+    data = PLAIN.head(query, "Transfer-Encoding: chunked") + b"%x\r\n" % BODY_LIMIT + bytes(BODY_LIMIT)
+    for warm in (False, True):
+        answer, end = exchange(gateway.data, data, b"\r\n2\r\nab\r\nxyz\r\n", warm=warm)
+        assert (status(answer) in (400, 413), end) == (True, b"")
 
 
 @pytest.mark.parametrize("query", ["", "?"])
