@@ -149,3 +149,12 @@ class Client:
 
     def close(self) -> None:
         self.writer.close()
+
+
+def nothing_is_left(served: ServedLane) -> bool:
+    """Of connections that are closed: no timer that keeps one in memory."""
+    return not any(
+        timer is not None and not timer.cancelled() and timer.when() > made.loop.time()
+        for made in served.made
+        for timer in (made._timer, made._write_timer, made._idle_timer, made.timeout_keep_alive_task)
+    )

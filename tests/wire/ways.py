@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 from tests.wire.raw_connection import LIVE, RawConnection
 
 WARMING = (
-    b"POST /v2/models/number/infer HTTP/1.1\r\nHost: gateway\r\nContent-Length: 77\r\n\r\n"
+    b"POST /v2/models/number/infer HTTP/1.1\r\nHost: gateway\r\nContent-Length: 78\r\n\r\n"
     b'{"inputs":[{"name":"input","shape":[1,4],"datatype":"FP32","data":[0,0,0,0]}]}'
-).replace(b"77", b"78")
+)
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,6 @@ class Sent:
         parts = [self.body[at : at + size] for at in range(0, len(self.body), size)]
         chunks = (b"%x\r\n%s\r\n" % (len(part), part) for part in (*parts, b""))
         return self.head(query, "Transfer-Encoding: chunked") + b"".join(chunks)
-
-    def with_lines(self, *lines: str) -> Sent:
-        return replace(self, lines=(*self.lines, *lines))
 
 
 def exchange(url: str, *pieces: bytes, answers: int = 1, warm: bool = False) -> list[bytes]:
