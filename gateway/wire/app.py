@@ -17,8 +17,8 @@ from gateway.routing.names import NAME
 from gateway.serving.inference import Inference
 from gateway.serving.tensors import InferenceError
 from gateway.wire import oip_documents as documents
-from gateway.wire.fast_lane import Lane
 from gateway.wire.infer import InferEndpoint
+from gateway.wire.lane import Lane
 from gateway.wire.model_handlers import ModelHandlers, json_response
 from gateway.wire.models import Models
 from gateway.wire.neighbours.mlflow import Invocations, InvocationsCodec

@@ -26,14 +26,19 @@ from gateway.wire.oip_arrays import PLAIN
 from gateway.wire.oip_json import decode_numbers
 
 if TYPE_CHECKING:
-    from gateway.wire.fast_lane import FastLane, Lane
+    from gateway.wire.fast_lane import FastLane
+    from gateway.wire.lane import Lane
 
 log = logging.getLogger(__name__)
 
 LARGEST_ROW = 256
 """Numbers in a row, in or out: larger requests gain little, and their JSON may be for a thread."""
 _encode = msgspec.json.Encoder().encode
-_REFUSALS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError, TypeError, struct.error)
+_REFUSALS = (msgspec.MsgspecError, RecursionError, ValueError, TypeError, OverflowError, struct.error)
+
+
+Request = tuple["FastLane", bytes]
+"""A connection, and the body that it received."""
 
 
 class RowForm:
@@ -100,7 +105,7 @@ class Collector:
         self._snapshot = snapshot
         self._served = served
         self._form = form
-        self._waiting: list[tuple[FastLane, bytes]] = []
+        self._waiting: list[Request] = []
         self._group = (served.observations, form.outputs, form.row)
         self._timeout_ns = snapshot.routes[served.labels.route].timeout_ns
 
@@ -119,14 +124,13 @@ class Collector:
         waiting = [each for each in waiting if each[0].collector is self]
         if self._lane.inference.snapshot is not self._snapshot:
             # A change came in the same tick: what was decided does not hold any more.
-            for connection, body in waiting:
-                connection.start_again(body)
+            _ask_again(self, waiting)
             return
         most = self._served.loaded.batcher.max_batch_size
         for start in range(0, len(waiting), most):
             self._queue(waiting[start : start + most])
 
-    def _queue(self, requests: list[tuple[FastLane, bytes]]) -> None:
+    def _queue(self, requests: list[Request]) -> None:
         read = self._form.read
         taken, rows, others = [], [], []
         for request in requests:
@@ -136,8 +140,7 @@ class Collector:
             else:
                 taken.append(request)
                 rows.append(row)
-        for connection, body in others:
-            connection.start_again(body)
+        _ask_again(self, others)
         if not taken:
             return
         form = self._form
@@ -149,7 +152,7 @@ class Collector:
         except InferenceError as full:
             bundle.deliver(full)
 
-    def answer(self, requests: list[tuple[FastLane, bytes]], run: RunOutputs, start: int) -> None:
+    def answer(self, requests: list[Request], run: RunOutputs, start: int) -> None:
         """Writes the answers of requests whose rows begin at `start`."""
         lists = run.first_lists()
         defaults = requests[0][0].server_state.default_headers
@@ -191,7 +194,7 @@ class Bundle(Work):
     __slots__ = ("_collector", "_requests")
 
     def __init__(
-        self, collector: Collector, requests: list[tuple[FastLane, bytes]], inputs: dict[str, Any], group: Any
+        self, collector: Collector, requests: list[Request], inputs: dict[str, Any], group: Any
     ) -> None:
         self._collector = collector
         self._requests = requests
@@ -213,14 +216,22 @@ class Bundle(Work):
         if isinstance(outcome, RunOutputs) and len(outcome.arrays) == 1 and outcome.arrays[0].ndim == 2:
             collector.answer(requests, outcome, start)
         else:
-            for connection, body in requests:
-                if connection.collector is collector:
-                    connection.start_again(body)
+            _ask_again(collector, requests)
         collector.leave(len(requests))
 
     def begins(self) -> None:
         """See `Work.begins`."""
         self._collector.observe()
+
+
+def _ask_again(collector: Collector, requests: list[Request]) -> None:
+    """Each by itself, as if there were no collector."""
+    for connection, body in requests:
+        if connection.collector is collector:
+            try:
+                connection.start_again(body)
+            except Exception:
+                log.exception("a request could not be asked again")
 
 
 def _ignore(_: object) -> None:

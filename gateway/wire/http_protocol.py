@@ -121,7 +121,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self.pipeline.popleft()
             self._last_words = b""
             self._disarm()
-            self._timer = self.loop.call_later(self.half_closed_s, self.transport.abort)
+            self._timer = self.loop.call_later(self.half_closed_s, self._look_whether_gone)
         return True
 
     def data_received(self, data: bytes) -> None:
@@ -341,6 +341,14 @@ class HttpProtocol(HttpToolsProtocol):
             self._close()
         else:
             self._refuse(408, "the rest of the request did not come in time")
+
+    def _look_whether_gone(self) -> None:
+        self._timer = None
+        if self.transport.get_write_buffer_size():
+            # It may be reading; if not, that has its own deadline.
+            self._timer = self.loop.call_later(self.half_closed_s, self._look_whether_gone)
+        else:
+            self.transport.abort()
 
     def _watch_writing(self) -> None:
         is_lost = self.parser is None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import struct
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -141,5 +143,20 @@ class Client:
             except ConnectionError:
                 return True
 
+    def reset(self) -> None:
+        """Closes so that the server is told that all is lost."""
+        made = self.writer.get_extra_info("socket")
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
+
     def close(self) -> None:
         self.writer.close()
+
+
+def nothing_is_left(served: ServedLane) -> bool:
+    """Of connections that are closed: no timer that keeps one in memory."""
+    return not any(
+        timer is not None and not timer.cancelled() and timer.when() > made.loop.time()
+        for made in served.made
+        for timer in (made._timer, made._write_timer, made._idle_timer, made.timeout_keep_alive_task)
+    )
