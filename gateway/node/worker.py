@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 
 STAT_PERIOD_S = 1.0
 """How often the state file is looked at, in case a ring of the channel was lost."""
+SWITCH_S = 0.0005
+"""How long a thread keeps the interpreter while others wait for it."""
 PREPARED_KEPT_S = 600.0
 """How long an engine that was prepared for a change waits for the change to be committed."""
 
@@ -293,6 +295,9 @@ def main() -> None:
     # Ctrl-C reaches the whole process group; the supervisor drains its workers in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    # The default is 5 ms: so long a thread that has run a model would wait for the loop to hand the interpreter over.
+    sys.setswitchinterval(SWITCH_S)
 
     async def run() -> None:
         await Worker(config, asyncio.get_running_loop()).run()

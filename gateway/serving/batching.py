@@ -148,6 +148,10 @@ class Batcher:
         self._sweeping = False
         self._run_times = RunTimes(_least_size(engine.signature), run_ns)
         self._loop_budget_ns = loop_budget_ns
+        # In a thread a run waits for the interpreter's lock as long as the loop is busy, and by the wall it would
+        # look too slow for the loop for ever. On another device than the CPU its own time says nothing.
+        on_cpu = tuple(options.providers) == ("CPUExecutionProvider",)
+        self._clock_ns = time.thread_time_ns if on_cpu else time.perf_counter_ns
         wanted = engine.signature.batchable if options.batching is None else options.batching
         self.batchable = wanted and engine.signature.batchable
         self.max_batch_size = options.max_batch_size if self.batchable else 1
@@ -189,7 +193,8 @@ class Batcher:
             return
         if self._run_times.expected_ns(run.size) <= self._loop_budget_ns:
             outcome = _run_works(self._engine, run)
-            self._finish(run, outcome, time.perf_counter_ns() - run.started_ns)
+            took_ns = time.perf_counter_ns() - run.started_ns
+            self._finish(run, outcome, took_ns, took_ns)
         else:
             self._run_in_thread(run)
 
@@ -232,14 +237,14 @@ class Batcher:
             # One timer, not one a run: under load the next run has always begun when a timer fires.
             self._sweeping = True
             self._loop.call_later(_SWEEP_S, self._sweep)
-        future = self._threads.submit(_timed_run, self._engine, run)
+        future = self._threads.submit(_timed_run, self._engine, run, self._clock_ns)
         future.add_done_callback(
             lambda ran: self._loop.call_soon_threadsafe(self._finish, run, *ran.result())
         )
 
-    def _finish(self, run: _Run, outcome: _Outcome, took_ns: int) -> None:
+    def _finish(self, run: _Run, outcome: _Outcome, took_ns: int, own_ns: int) -> None:
         self._running = []
-        self._run_times.measured(run.size, took_ns)
+        self._run_times.measured(run.size, own_ns)
         self._limit.ran(time.perf_counter_ns() - run.started_ns)
         self._room = self._limit.in_flight
         if self._room > self._max_queue:
@@ -301,10 +306,10 @@ def _too_late() -> InferenceError:
     return InferenceError(504, "the request's deadline has passed before its result was there")
 
 
-def _timed_run(engine: Engine, run: _Run) -> tuple[_Outcome, int]:
-    started = time.perf_counter_ns()
+def _timed_run(engine: Engine, run: _Run, clock_ns: Callable[[], int]) -> tuple[_Outcome, int, int]:
+    started, started_own = time.perf_counter_ns(), clock_ns()
     outcome = _run_works(engine, run)
-    return outcome, time.perf_counter_ns() - started
+    return outcome, time.perf_counter_ns() - started, clock_ns() - started_own
 
 
 def _run_works(engine: Engine, run: _Run) -> _Outcome:
