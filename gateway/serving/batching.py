@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 LOOP_BUDGET_NS = 200_000
 """A run expected to take longer goes to a thread, which itself costs about 120 µs a run."""
+AMONG_KIN = 10
+"""So many times that, where no other model's requests are held up by it: see docs/decisions/013."""
 LOOK_AHEAD = 1024
 """How many waiting requests are looked at for those that may share a run."""
 _SWEEP_S = 0.02
@@ -147,6 +149,8 @@ class Batcher:
         self._running: list[Work] = []
         self._sweeping = False
         self._run_times = RunTimes(_least_size(engine.signature), run_ns)
+        self._kin = engine.signature
+        """Versions with the same inputs and outputs are one model's, whose runs are alike."""
         self._loop_budget_ns = loop_budget_ns
         # In a thread a run waits for the interpreter's lock as long as the loop is busy, and by the wall it would
         # look too slow for the loop for ever. On another device than the CPU its own time says nothing.
@@ -171,7 +175,7 @@ class Batcher:
         self._waiting += work.requests
         if not self._scheduled and not self._running:
             self._scheduled = True
-            self.turns.add(self._turn)
+            self.turns.add(self._turn, self._kin)
 
     def _full(self) -> InferenceError:
         waiting = self._waiting
@@ -191,7 +195,8 @@ class Batcher:
         self._scheduled = False
         if run is None:
             return
-        if self._run_times.expected_ns(run.size) <= self._loop_budget_ns:
+        budget_ns, expected_ns = self._loop_budget_ns, self._run_times.expected_ns(run.size)
+        if expected_ns <= budget_ns or (expected_ns <= AMONG_KIN * budget_ns and self.turns.is_among_kin()):
             outcome = _run_works(self._engine, run)
             took_ns = time.perf_counter_ns() - run.started_ns
             self._finish(run, outcome, took_ns, took_ns)
@@ -263,7 +268,7 @@ class Batcher:
                 log.exception("an answer could not be delivered")
         if self._queue and not self._scheduled:
             self._scheduled = True
-            self.turns.add(self._turn)
+            self.turns.add(self._turn, self._kin)
 
     def _sweep(self) -> None:
         """While a run is in its thread: a model that hangs does not keep its clients past their deadline."""

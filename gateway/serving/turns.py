@@ -15,6 +15,10 @@ TICK_BUDGET_NS = 1_000_000
 between, so that many versions together hold up a health check no longer than this and one run."""
 
 
+MIXED_NS = 100_000_000
+"""How long it is remembered that versions of more than one kin had turns."""
+
+
 class Turns:
     """The versions of one worker that are ready to run, first come, first served, within a budget a tick."""
 
@@ -25,14 +29,26 @@ class Turns:
         self._clock_ns = clock_ns
         self._ready: deque[Callable[[], None]] = deque()
         self._before: list[Callable[[], None]] = []
+        self._kin: object = None
+        self._mixed_until_ns = 0
         self._scheduled = False
 
-    def add(self, run: Callable[[], None]) -> None:
-        """Calls `run` once, at the end of this tick or a later one. It may add itself again."""
+    def add(self, run: Callable[[], None], kin: object = None) -> None:
+        """Calls `run` once, at the end of this tick or a later one. It may add itself again.
+
+        `kin` is equal for those that need not be protected from one another: see `is_among_kin`.
+        """
+        if kin != self._kin:
+            self._kin = kin
+            self._mixed_until_ns = self._clock_ns() + MIXED_NS
         self._ready.append(run)
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._tick)
+
+    def is_among_kin(self) -> bool:
+        """Whether only the kin of the latest have been here of late: what one does holds up no others."""
+        return self._clock_ns() > self._mixed_until_ns
 
     def before(self, prepare: Callable[[], None]) -> None:
         """Calls `prepare` once, at the end of this tick and ahead of all runs: it may add some."""
