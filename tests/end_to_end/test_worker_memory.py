@@ -17,6 +17,8 @@ __all__ = ["gateways"]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 IDLE_MIB = 80
+GRPC_MIB = 16
+"""More, for what gRPC brings: its libraries, most of whose pages the workers share."""
 MANIFEST = """
 registries:
   local: {{type: directory, path: {path}}}
@@ -34,18 +36,23 @@ def kib(pid: int, field: str) -> int:
     raise AssertionError(field)
 
 
-def started(gateways: Callable[..., Gateway], tmp_path: Path, model: object, workers: int) -> Gateway:
+def started(
+    gateways: Callable[..., Gateway], tmp_path: Path, model: object, workers: int, *options: str
+) -> Gateway:
     source = models.save(model, tmp_path / "source")  # type: ignore[arg-type]
     publish(tmp_path / "models", "number", source, version="1")
-    gateway = gateways(MANIFEST.format(path=tmp_path / "models"), "--workers", str(workers)).start()
+    gateway = gateways(MANIFEST.format(path=tmp_path / "models"), "--workers", str(workers), *options).start()
     wait_for(lambda: gateway.ready_workers() == workers, 60)
     return gateway
 
 
-def test_an_idle_worker_is_small(gateways: Callable[..., Gateway], tmp_path: Path) -> None:
-    gateway = started(gateways, tmp_path, models.constant(1.0), 1)
+@pytest.mark.parametrize(("grpc_port", "most_mib"), [("off", IDLE_MIB), ("0", IDLE_MIB + GRPC_MIB)])
+def test_an_idle_worker_is_small(
+    gateways: Callable[..., Gateway], tmp_path: Path, grpc_port: str, most_mib: int
+) -> None:
+    gateway = started(gateways, tmp_path, models.constant(1.0), 1, "--grpc-port", grpc_port)
     (pid,) = gateway.worker_pids()
-    assert kib(pid, "Rss") <= IDLE_MIB * 1024
+    assert kib(pid, "Rss") <= most_mib * 1024
 
 
 def test_workers_share_the_weights_of_a_large_model(gateways: Callable[..., Gateway], tmp_path: Path) -> None:
