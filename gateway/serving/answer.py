@@ -80,14 +80,18 @@ class Answer(Work):
     def queue(self, served: ServedArm, request: InferRequest, deadline_ns: int) -> None:
         """Has the version run the request. Raises `InferenceError` where it will not."""
         self.request = request
-        self.served = served
-        served.enter()
-        self.observations = served.observations
+        self.lease(served)
         loaded = served.loaded
         batcher = loaded.batcher
         inputs, outputs = loaded.checker.check(self.route_name, request)
         Work.__init__(self, inputs, outputs, batcher.batchable, deadline_ns, self.observations, _ignore)
         batcher.submit(self)
+
+    def lease(self, served: ServedArm) -> None:
+        """From here to `finish` this is one of the version's requests."""
+        self.served = served
+        served.enter()
+        self.observations = served.observations
 
     def fail(self, error: InferenceError) -> None:
         """There are no outputs, for this reason."""

@@ -88,6 +88,10 @@ class Work:
         if done is not None:
             done(outcome.rows(start, self.rows) if isinstance(outcome, RunOutputs) else outcome)
 
+    def rejected(self) -> None:
+        """The queue or the limit did not take it."""
+        self.observations.rejected()
+
     def begins(self) -> None:
         """A run begins of which this is the oldest request."""
 
@@ -167,8 +171,7 @@ class Batcher:
     def submit(self, work: Work) -> None:
         """Queues the work; its `done` is called from the event loop. Raises `InferenceError` when full."""
         if self._waiting + work.requests > self._room:
-            if work.requests == 1:
-                work.observations.rejected()
+            work.rejected()
             raise self._full()
         work.queued_ns = time.perf_counter_ns()
         self._queue.append(work)

@@ -23,6 +23,8 @@ LONGEST_TIMEOUT_US = 24 * 3_600_000_000
 OVERRIDE_HEADER = b"turnout-variant"
 REMEMBERED_KEYS, REMEMBERED_BYTES = 4096, 64
 """Sticky keys of a route whose arm need not be computed again, and how long they may be."""
+Decided = tuple[Snapshot, ServedArm]
+"""Which version is to answer a request, and the snapshot that says so: at another one it may not."""
 Header = Callable[[bytes], "bytes | None"]
 """Lower-case name → value of the request's header or gRPC metadata."""
 
@@ -65,11 +67,14 @@ class Inference:
         header: Header,
         done: Callable[[Answer], None],
         started_ns: int,
+        decided: Decided | None = None,
     ) -> Answer:
         """Answers by calling `done` with the answer, before it returns or later, and always once.
 
         Between reading the snapshot and leasing the engine there is no `await`: one request sees one
-        revision. `started_ns` is `time.perf_counter_ns()` at the request's arrival.
+        revision. `started_ns` is `time.perf_counter_ns()` at the request's arrival. What was `decided` holds
+        for as long as its snapshot does: were a variant drawn again for each request that failed with others,
+        the others' variants would answer for one that is broken, and it would look well.
         """
         snapshot = self._live.snapshot
         route = snapshot.routes.get(route_name)
@@ -84,7 +89,9 @@ class Inference:
         else:
             deadline_ns = started_ns + min(timeout_us, LONGEST_TIMEOUT_US) * 1000
         try:
-            if version is None:
+            if decided is not None and decided[0] is snapshot:
+                served = decided[1]
+            elif version is None:
                 served = self._choose(route, request, header)
             else:
                 found = self._explicit.find(route, version)
@@ -122,6 +129,17 @@ class Inference:
         snapshot = self._live.snapshot
         route = snapshot.routes.get(route_name)
         answer = Answer(route_name, snapshot.label, route or self._live.unknown, started_ns, done)
+        answer.fail(error)
+        return answer
+
+    def fail(
+        self, decided: Decided, error: InferenceError, done: Callable[[Answer], None], started_ns: int
+    ) -> Answer:
+        """Counts and answers a request of which a version made nothing."""
+        snapshot, served = decided
+        name = served.labels.route
+        answer = Answer(name, snapshot.label, snapshot.routes[name], started_ns, done)
+        answer.lease(served)
         answer.fail(error)
         return answer
 

@@ -66,19 +66,16 @@ class Turns:
                     prepare()
                 except Exception:
                     log.exception("requests could not be queued")
-            if not ready:
-                self._scheduled = False
-                return
         try:
             if len(ready) == 1:
                 ready.popleft()()  # the common case asks no clock
-            else:
+            elif ready:
                 until_ns = self._clock_ns() + TICK_BUDGET_NS
                 while ready:
                     ready.popleft()()
                     if self._clock_ns() >= until_ns:
                         break
         finally:
-            self._scheduled = bool(ready)
-            if ready:
+            self._scheduled = bool(ready or self._before)
+            if self._scheduled:
                 self._loop.call_soon(self._tick)

@@ -8,43 +8,76 @@ of all others instead, one by one, and comes to its own answer or error there.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import struct
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
+from uvicorn.server import ServerState
 
 from gateway.serving.batching import Work
 from gateway.serving.engine import Signature
-from gateway.serving.live import ServedArm, Snapshot
+from gateway.serving.inference import Decided, Inference
+from gateway.serving.live import ServedArm
 from gateway.serving.run_outputs import RunOutputs
 from gateway.serving.tensors import InferenceError
+from gateway.wire.answers import SMALL_ELEMENTS
+from gateway.wire.codec import Headers
 from gateway.wire.oip_arrays import PLAIN
 from gateway.wire.oip_json import decode_numbers
-
-if TYPE_CHECKING:
-    from gateway.wire.fast_lane import FastLane
-    from gateway.wire.lane import Lane
 
 log = logging.getLogger(__name__)
 
 LARGEST_ROW = 256
-"""Numbers in a row, in or out: larger requests gain little, and their JSON may be for a thread."""
+"""Numbers in a row: larger requests gain little, and their JSON may be for a thread."""
 _encode = msgspec.json.Encoder().encode
 _REFUSALS = (msgspec.MsgspecError, RecursionError, ValueError, TypeError, OverflowError, struct.error)
 
 
-Request = tuple["FastLane", bytes]
+class Asker(Protocol):
+    """A connection whose request is a collector's until it is answered."""
+
+    collector: Collector | None
+    """Who has its request; another one, or none, where its client went or it asks again."""
+    started_ns: int
+    server_state: ServerState
+
+    def answer_row(self, lines: bytes, body: bytes, now: float) -> None:
+        """Writes an answer of status 200, behind the lines of its head up to its length."""
+
+    def start_again(self, body: bytes, decided: Decided) -> None:
+        """Asks by itself, and the same version while that may answer."""
+
+    def fail(self, decided: Decided, error: InferenceError) -> None:
+        """Answers that there is none."""
+
+    def give_up(self) -> None:
+        """Closes, since no answer can be written."""
+
+
+class Shared(Protocol):
+    """What the connections of a worker share."""
+
+    inference: Inference
+    loop: asyncio.AbstractEventLoop
+
+    def lines(self, served: ServedArm, revision: str, defaults: Headers) -> bytes:
+        """The lines of the head of an answer of status 200, up to its length."""
+
+
+Request = tuple[Asker, bytes]
 """A connection, and the body that it received."""
 
 
 class RowForm:
     """How a request for one row of a version looks, and how its answer does."""
 
-    __slots__ = ("before", "datatype", "dtype", "name", "output", "outputs", "pack", "row", "shape")
+    __slots__ = ("before", "datatype", "dtype", "name", "output", "outputs", "pack", "row", "shape", "width")
 
     def __init__(self, route: str, version: str, signature: Signature, pack: Callable[..., bytes]) -> None:
         (spec,), (output,) = signature.inputs, signature.outputs
@@ -54,8 +87,9 @@ class RowForm:
         self.row = spec.shape[1:]
         self.shape = [1, *self.row]
         self.pack = pack
+        self.width = output.shape[1]
         self.outputs = (output.name,)
-        self.output = {"name": output.name, "datatype": output.datatype, "shape": (1, output.shape[1])}
+        self.output = {"name": output.name, "datatype": output.datatype, "shape": (1, self.width)}
         document = {"model_name": route, "model_version": version, "outputs": [{**self.output, "data": 0}]}
         self.before = _encode(document).removesuffix(b"0}]}")
 
@@ -88,10 +122,11 @@ def row_form(served: ServedArm) -> RowForm | None:
     plain = PLAIN.get(spec.datatype)
     if plain is None or output.datatype not in PLAIN or -1 in spec.shape[1:]:
         return None
-    if len(output.shape) != 2 or not 0 < output.shape[1] <= LARGEST_ROW:
+    # Answers that are not small may have to be compressed.
+    if len(output.shape) != 2 or not 0 < output.shape[1] < SMALL_ELEMENTS:
         return None
-    count = int(np.prod(spec.shape[1:], dtype=np.int64))
-    if count > LARGEST_ROW:
+    count = math.prod(spec.shape[1:])
+    if not 0 < count <= LARGEST_ROW:
         return None
     pack = struct.Struct(f"<{count}{plain[0]}").pack
     return RowForm(served.labels.route, served.pin.version, signature, pack)
@@ -100,35 +135,47 @@ def row_form(served: ServedArm) -> RowForm | None:
 class Collector:
     """Takes the plain requests of one tick that one arm answers at one snapshot."""
 
-    def __init__(self, lane: Lane, snapshot: Snapshot, served: ServedArm, form: RowForm) -> None:
-        self._lane = lane
-        self._snapshot = snapshot
-        self._served = served
+    def __init__(self, shared: Shared, decided: Decided, form: RowForm) -> None:
+        self._shared = shared
+        self._decided = decided
+        self._snapshot, self._served = decided
         self._form = form
         self._waiting: list[Request] = []
-        self._group = (served.observations, form.outputs, form.row)
-        self._timeout_ns = snapshot.routes[served.labels.route].timeout_ns
+        self._bundles: set[Bundle] = set()
+        """Queued or running."""
+        self._group = (self._served.observations, form.outputs, form.row)
+        self._timeout_ns = self._snapshot.routes[self._served.labels.route].timeout_ns
 
-    def add(self, connection: FastLane, body: bytes) -> None:
+    def add(self, connection: Asker, body: bytes) -> None:
         """The connection is answered later, and says `lost` if it goes before."""
         if not self._waiting:
             self._served.loaded.batcher.turns.before(self._submit)
         self._waiting.append((connection, body))
 
     def lost(self, duration_ns: int) -> None:
-        """Its client went before its answer."""
+        """A client went before its answer; its connection is this collector's no more."""
         self._served.observations.answered(499, duration_ns)
+        for bundle in [bundle for bundle in self._bundles if not self._is_awaited(bundle)]:
+            bundle.cancel()
+
+    def _is_awaited(self, bundle: Bundle) -> bool:
+        return any(connection.collector is self for connection, _ in bundle.asked)
 
     def _submit(self) -> None:
         waiting, self._waiting = self._waiting, []
         waiting = [each for each in waiting if each[0].collector is self]
-        if self._lane.inference.snapshot is not self._snapshot:
+        if self._shared.inference.snapshot is not self._snapshot:
             # A change came in the same tick: what was decided does not hold any more.
-            _ask_again(self, waiting)
+            self._ask_again(waiting)
             return
         most = self._served.loaded.batcher.max_batch_size
         for start in range(0, len(waiting), most):
-            self._queue(waiting[start : start + most])
+            requests = waiting[start : start + most]
+            try:
+                self._queue(requests)
+            except Exception:
+                log.exception("requests could not be queued as one")
+                self._ask_again(requests)
 
     def _queue(self, requests: list[Request]) -> None:
         read = self._form.read
@@ -140,98 +187,136 @@ class Collector:
             else:
                 taken.append(request)
                 rows.append(row)
-        _ask_again(self, others)
+        self._ask_again(others)
         if not taken:
             return
         form = self._form
         array = np.frombuffer(b"".join(rows), form.dtype).reshape(len(rows), *form.row)
-        bundle = Bundle(self, taken, {form.name: array}, self._group)
+        deadline_ns = taken[0][0].started_ns + self._timeout_ns
+        bundle = Bundle(self, taken, {form.name: array}, self._group, deadline_ns)
+        self._bundles.add(bundle)
         self._served.enter(len(taken))
         try:
             self._served.loaded.batcher.submit(bundle)
         except InferenceError as full:
             bundle.deliver(full)
+        except BaseException:
+            bundle.cancel()
+            raise
 
-    def answer(self, requests: list[Request], run: RunOutputs, start: int) -> None:
-        """Writes the answers of requests whose rows begin at `start`."""
+    def bring(self, requests: list[Request], outcome: RunOutputs | InferenceError, start: int) -> None:
+        """Answers each of these requests, whose rows begin at `start`, or sees that something else does."""
+        if isinstance(outcome, InferenceError) and outcome.status == 504:
+            # Here, and not behind the queue once more, which may have no room for those that are late.
+            self._each(requests, lambda connection, _: connection.fail(self._decided, outcome))
+            return
+        try:
+            if isinstance(outcome, RunOutputs) and self._fits(outcome, start + len(requests)):
+                requests = self._answer(requests, outcome, start)
+        except Exception:
+            log.exception("requests could not be answered as one")
+        self._ask_again(requests)
+
+    def _fits(self, run: RunOutputs, rows: int) -> bool:
+        """Whether an engine gave what its signature promises."""
+        if len(run.arrays) != 1:
+            return False
+        shape = run.arrays[0].shape
+        return len(shape) == 2 and shape[1] == self._form.width and (run.shared or shape[0] == rows)
+
+    def _answer(self, requests: list[Request], run: RunOutputs, start: int) -> list[Request]:
+        """Those that are left without an answer."""
         lists = run.first_lists()
         defaults = requests[0][0].server_state.default_headers
-        lines, before = self._lane.lines(self._served, self._snapshot.label, defaults), self._form.before
-        now_ns, now = time.perf_counter_ns(), self._lane.loop.time()
-        durations = []
+        lines, before = self._shared.lines(self._served, self._snapshot.label, defaults), self._form.before
+        now_ns, now = time.perf_counter_ns(), self._shared.loop.time()
+        durations, left = [], []
         for index, (connection, body) in enumerate(requests, start):
             if connection.collector is not self:
                 continue  # it went, and was counted
             data = _encode(lists[index])
             if b"null" in data:
-                connection.start_again(body)  # not finite: JSON cannot carry it, and its error can
+                left.append((connection, body))  # not finite: JSON cannot carry it, and its error can
                 continue
-            durations.append(now_ns - connection.started_ns)
             try:
-                connection.answer_row(lines, b"%s%s}]}" % (before, data), now)
+                connection.answer_row(lines, b"%s%s]}]}" % (before, data), now)
+                durations.append(now_ns - connection.started_ns)
             except Exception:
-                log.exception("an answer could not be delivered")
+                log.exception("an answer could not be written")
+                connection.give_up()
         self._served.observations.answered_many(durations)
-        requests[0][0].server_state.total_requests += len(durations)
+        return left
 
-    def leave(self, requests: int) -> None:
-        self._served.leave(requests)
+    def _ask_again(self, requests: list[Request]) -> None:
+        """Each that has no answer yet by itself, as if there were no collector."""
+        self._each(requests, lambda connection, body: connection.start_again(body, self._decided))
+
+    def _each(self, requests: list[Request], act: Callable[[Asker, bytes], None]) -> None:
+        """Whatever one raises, the others have their turn."""
+        for connection, body in requests:
+            if connection.collector is self:
+                try:
+                    act(connection, body)
+                except Exception:
+                    log.exception("a request could not be answered")
+                    connection.give_up()
+
+    def over(self, bundle: Bundle) -> None:
+        """Nothing more is to be written for this bundle."""
+        self._bundles.discard(bundle)
+        self._served.leave(bundle.requests)
 
     def observe(self) -> None:
+        """Shows how many requests are in flight."""
         self._served.observe()
-
-    @property
-    def observations(self) -> Any:
-        return self._served.observations
-
-    def deadline_ns(self, started_ns: int) -> int:
-        return started_ns + self._timeout_ns
 
 
 class Bundle(Work):
     """Requests of one collector that are queued, run and answered as one."""
 
-    __slots__ = ("_collector", "_requests")
+    __slots__ = ("_collector", "asked")
 
     def __init__(
-        self, collector: Collector, requests: list[Request], inputs: dict[str, Any], group: Any
+        self,
+        collector: Collector,
+        asked: list[Request],
+        inputs: dict[str, Any],
+        group: tuple[Any, ...],
+        deadline_ns: int,
     ) -> None:
+        """`Work`'s own constructor would look at the array again."""
         self._collector = collector
-        self._requests = requests
+        self.asked = asked
         self.inputs = inputs
-        self.outputs = group[1]
-        self.deadline_ns = collector.deadline_ns(requests[0][0].started_ns)
-        self.observations = collector.observations
+        self.group = group
+        self.observations, self.outputs, _ = group
+        self.deadline_ns = deadline_ns
         self.done = _ignore
         self.queued_ns = 0
-        self.rows = self.requests = len(requests)
-        self.group = group
+        self.rows = self.requests = len(asked)
 
     def deliver(self, outcome: RunOutputs | InferenceError, start: int = 0) -> None:
         """See `Work.deliver`. Where there is no outcome each request is asked again alone."""
         if self.done is None:
             return
         self.done = None
-        collector, requests = self._collector, self._requests
-        if isinstance(outcome, RunOutputs) and len(outcome.arrays) == 1 and outcome.arrays[0].ndim == 2:
-            collector.answer(requests, outcome, start)
-        else:
-            _ask_again(collector, requests)
-        collector.leave(len(requests))
+        try:
+            self._collector.bring(self.asked, outcome, start)
+        finally:
+            self._collector.over(self)
+
+    def cancel(self) -> None:
+        """See `Work.cancel`."""
+        if self.done is not None:
+            self.done = None
+            self._collector.over(self)
+
+    def rejected(self) -> None:
+        """See `Work.rejected`: each request will be asked again, and is counted then."""
 
     def begins(self) -> None:
         """See `Work.begins`."""
         self._collector.observe()
-
-
-def _ask_again(collector: Collector, requests: list[Request]) -> None:
-    """Each by itself, as if there were no collector."""
-    for connection, body in requests:
-        if connection.collector is collector:
-            try:
-                connection.start_again(body)
-            except Exception:
-                log.exception("a request could not be asked again")
 
 
 def _ignore(_: object) -> None:

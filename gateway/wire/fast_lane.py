@@ -15,6 +15,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from gateway.serving.answer import Answer
+from gateway.serving.inference import Decided
 from gateway.serving.tensors import InferenceError, InferRequest, InferResponse
 from gateway.wire import answers
 from gateway.wire.bundles import Collector
@@ -106,29 +107,38 @@ class FastLane(HttpProtocol):
             self._idle_timer.cancel()
             self._idle_timer = None
         self._target = None
-        if self.collector is not None:
-            self.collector.lost(time.perf_counter_ns() - self.started_ns)
-            self.collector = None
+        collector, self.collector = self.collector, None
+        if collector is not None:
+            collector.lost(time.perf_counter_ns() - self.started_ns)
         answer, self._answer = self._answer, None
         super().connection_lost(exc)
         if answer is not None:
             answer.cancel()
             answer.finish(499)
 
-    def start_again(self, body: bytes) -> None:
-        """Asks by itself what the collector did not bring to an end."""
+    def start_again(self, body: bytes, decided: Decided) -> None:
+        """See `Asker.start_again`."""
         self.collector = None
-        self._start(body)
+        self._start(body, decided)
+
+    def fail(self, decided: Decided, error: InferenceError) -> None:
+        """See `Asker.fail`."""
+        self.collector = None
+        self._lane.inference.fail(decided, error, self._answered, self.started_ns)
+
+    def give_up(self) -> None:
+        """See `Asker.give_up`."""
+        self.transport.abort()
 
     def answer_row(self, lines: bytes, body: bytes, now: float) -> None:
-        """The answer that the collector has, behind the lines for one of status 200."""
-        self.collector = None
+        """See `Asker.answer_row`. Where it raises the request is still the collector's, to be counted once."""
         cycle = self._own
         if self._lane.draining or not cycle.keep_alive or self.pipeline or self._last_words is not None:
             self._close_or_go_on(lines, body)
             return
         self.transport.write(b"%s%d\r\n\r\n%s" % (lines, len(body), body))
-        self._target = None
+        self._target = self.collector = None
+        self.server_state.total_requests += 1
         cycle.response_complete = True
         self._idle_since = now
         if self._idle_timer is None:
@@ -141,7 +151,7 @@ class FastLane(HttpProtocol):
             self._own.keep_alive = False
         closing = b"" if self._own.keep_alive else b"connection: close\r\n"
         self.transport.write(b"%s%d\r\n%s\r\n%s" % (lines, len(body), closing, body))
-        self._target = None
+        self._target = self.collector = None
         self._complete()
 
     def resume_writing(self) -> None:
@@ -222,21 +232,21 @@ class FastLane(HttpProtocol):
         cycle.response_started = cycle.response_complete = False
         self.cycle = cycle  # type: ignore[assignment]
 
-    def _start(self, body: bytes) -> None:
+    def _start(self, body: bytes, decided: Decided | None = None) -> None:
         try:
             if self._refusal is not None:
                 raise self._refusal
             if answers.is_large_request(self._fields, body):
-                self._in_task(self._decode_large(body))
+                self._in_task(self._decode_large(body, decided))
                 return
             request, _ = self._lane.codec.decode(body, self._fields)
         except InferenceError as error:
             self._refusal = None
             self._refuse_request(error)
         else:
-            self._run(request)
+            self._run(request, decided)
 
-    async def _decode_large(self, body: bytes) -> None:
+    async def _decode_large(self, body: bytes, decided: Decided | None) -> None:
         target = self._target
         assert target is not None
         decoded: InferRequest | InferenceError
@@ -253,13 +263,13 @@ class FastLane(HttpProtocol):
         elif isinstance(decoded, InferenceError):
             self._refuse_request(decoded)
         else:
-            self._run(decoded)
+            self._run(decoded, decided)
 
-    def _run(self, request: InferRequest) -> None:
+    def _run(self, request: InferRequest, decided: Decided | None) -> None:
         assert self._target is not None
         route, version = self._target
         answer = self._lane.inference.start(
-            route, version, request, self._fields.get, self._answered, self.started_ns
+            route, version, request, self._fields.get, self._answered, self.started_ns, decided
         )
         if self._target is not None:
             self._answer = answer

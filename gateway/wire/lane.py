@@ -66,7 +66,7 @@ class Lane:
         if served in self._collectors:
             return self._collectors[served]
         form = row_form(served)
-        collector = None if form is None else Collector(self, self._snapshot, served, form)
+        collector = None if form is None else Collector(self, (self._snapshot, served), form)
         self._collectors[served] = collector
         return collector
 
