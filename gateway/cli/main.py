@@ -45,6 +45,7 @@ class _Commands(click.Group):
     envvar="TURNOUT_ADMIN",
     default=f"http://127.0.0.1:{DEFAULT_ADMIN_PORT}",
     show_default=True,
+    show_envvar=True,
     help="The gateway's admin listener.",
 )
 @click.version_option(package_name="turnout")
@@ -73,6 +74,13 @@ def main() -> None:
     """Runs the command. Whatever goes wrong on purpose is one line on stderr and an exit code."""
     try:
         code = turnout.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(EXIT_ERROR)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "turnout"
+        click.echo(f"turnout: {error.format_message()} (see {command} --help)", err=True)
+        sys.exit(EXIT_ERROR)
     except click.ClickException as error:
         error.show()
         sys.exit(EXIT_ERROR)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 WIDE = 4000
-"""Columns when nobody looks: a pipe must not lose what a narrow terminal would fold."""
+"""Columns, whatever the terminal has: a long line wraps there, and a fitted table would lose whole columns."""
 
 
 def show(document: Any, columns: Sequence[str], rows: Iterable[Sequence[Any]], output: str) -> None:
@@ -73,4 +73,4 @@ def _cell(value: Any) -> Any:
 
 
 def _console() -> Console:
-    return Console() if sys.stdout.isatty() else Console(width=WIDE, no_color=True)
+    return Console(width=WIDE, no_color=not sys.stdout.isatty())

@@ -9,6 +9,7 @@ import click
 from gateway.cli.admin_client import AdminClient, segment
 from gateway.cli.output import moment, per_cent, say, show, size, table
 
+_CHANGES_SHOWN = 3
 _OUTPUT = click.option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table")
 
 
@@ -130,7 +131,7 @@ def history(admin: AdminClient, route: str | None, limit: int, output: str) -> N
             moment(record["us"]),
             record["type"],
             record["actor"],
-            "; ".join(_change_line(change) for change in record["changes"]),
+            changes_cell([change for change in record["changes"] if route in (None, change["route"])]),
             record["reason"],
         )
         for record in records
@@ -219,6 +220,14 @@ def _short(digest: str | None) -> str:
 
 def _touches(record: dict[str, Any], route: str) -> bool:
     return any(change["route"] == route for change in record["changes"])
+
+
+def changes_cell(changes: list[dict[str, Any]]) -> str:
+    """The first few: a manifest may change thousands of routes at once, and a table has one line for it."""
+    lines = [_change_line(change) for change in changes[:_CHANGES_SHOWN]]
+    if len(changes) > _CHANGES_SHOWN:
+        lines.append(f"and {len(changes) - _CHANGES_SHOWN} routes more (-o json)")
+    return "; ".join(lines)
 
 
 def _change_line(change: dict[str, Any]) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 from gateway.settings import SettingsError
 
 BACKLOG = 2048
+_THE_PORTS_FAULT = frozenset({errno.EADDRINUSE, errno.EACCES})
+_HOST_OF = {"--admin-port": "--admin-host"}
 
 
 def listener(host: str, port: int, option: str) -> socket.socket:
@@ -47,7 +50,8 @@ def _bound(host: str, port: int, option: str, shared: int) -> socket.socket:
         made.bind((host, port))
     except OSError as error:
         made.close()
+        wrong = option if error.errno in _THE_PORTS_FAULT else _HOST_OF.get(option, "--host")
         raise SettingsError(
-            f"{host}:{port} cannot be bound ({error.strerror}): choose another {option}"
+            f"{host}:{port} cannot be bound ({error.strerror}): choose another {wrong}"
         ) from error
     return made

@@ -176,12 +176,19 @@ class Supervisor:
 
     def totals(self) -> dict[Labels, Any]:
         served = set(self.shares())
-        names = self.deliverer.held.state.routes
-        return self.ledger.totals(
-            lambda labels: (
-                labels in served or (labels.route in names and not labels.version) or labels.route == UNKNOWN
-            )
-        )
+        routes = self.deliverer.held.state.routes
+
+        def declared(labels: Labels) -> bool:
+            if labels.route == UNKNOWN or labels in served:
+                return True
+            route = routes.get(labels.route)
+            if route is None or not labels.version:
+                return route is not None
+            # A denied version's, too: what it did is what people look at after a rollback.
+            variant = route.variants.get(labels.variant)
+            return variant is not None and variant.pin.version == labels.version
+
+        return self.ledger.totals(declared)
 
     def shares(self) -> dict[Labels, float]:
         """Of every declared variant: the version that answers for it, and the share that it gets."""
@@ -326,7 +333,10 @@ def _can_roll_back(entry: Any) -> bool:
 
 def _store(settings: Settings, replica: str) -> Store:
     if settings.redis:
-        return RedisStore(settings.redis, settings.namespace, replica)
+        try:
+            return RedisStore(settings.redis, settings.namespace, replica)
+        except ValueError as error:
+            raise SettingsError(f"--redis: {error}") from error
     return FileStore(settings.state_dir / "store")
 
 

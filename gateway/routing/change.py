@@ -166,6 +166,7 @@ def route_of(held: InForce, name: str) -> Route:
         return held.state.routes[name]
     except KeyError:
         known = ", ".join(sorted(held.state.routes)[:20]) or "none"
+        known += " …" if len(held.state.routes) > 20 else ""
         raise UnknownName(f"there is no route {name[:140]!r} (there are: {known})") from None
 
 

@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 import yaml
@@ -177,7 +177,18 @@ def _convert(path: str, value: Any, type_: type[T]) -> T:
         return msgspec.convert(value, type_)
     except msgspec.ValidationError as error:
         problem, where = _located(str(error))
+        words = _words(get_type_hints(type_).get(where)) if isinstance(type_, type) else []
+        if words:
+            problem = f"{problem}: write {', '.join(words)}"
         raise ManifestError(".".join(part for part in (path, where) if part), problem) from error
+
+
+def _words(hint: Any) -> list[str]:
+    """The words that a field of this type takes, and whether a number does: `["auto", "off", "a number"]`."""
+    if get_origin(hint) is Literal:
+        return [str(word) for word in get_args(hint)]
+    words = [word for inner in get_args(hint) for word in _words(inner)]
+    return [*words, "a number"] if words and int in get_args(hint) else words
 
 
 def _located(text: str) -> tuple[str, str]:
@@ -237,7 +248,7 @@ def _check_option(path: str, value: Any) -> None:
 
 def _route(name: str, declared: Any, registries: dict[str, RegistryDeclaration]) -> DeclaredRoute:
     path = f"routes.{_name('routes', name)}"
-    spec = _convert(path, _with_off(declared, "explicit_versions"), RouteSpec)
+    spec = _convert(path, _with_words(declared, {"explicit_versions": (False,)}), RouteSpec)
     if not spec.variants:
         raise ManifestError(f"{path}.variants", "is empty: a route needs at least one variant")
     variants = {
@@ -273,11 +284,16 @@ def _route(name: str, declared: Any, registries: dict[str, RegistryDeclaration])
     )
 
 
-def _with_off(declared: Any, field: str) -> Any:
-    """A plain `off` is false in YAML, and a word in this field."""
-    if isinstance(declared, dict) and declared.get(field) is False:
-        return {**declared, field: "off"}
-    return declared
+def _with_words(declared: Any, fields: dict[str, tuple[bool, ...]]) -> Any:
+    """A plain `on` is true in YAML and `off` is false, and both are words in these fields."""
+    if not isinstance(declared, dict):
+        return declared
+    words = {
+        field: "on" if declared[field] else "off"
+        for field, taken in fields.items()
+        if isinstance(declared.get(field), bool) and declared[field] in taken
+    }
+    return {**declared, **words}
 
 
 def _weights(path: str, variants: dict[str, VariantSpec], fallback: str) -> dict[str, int]:
@@ -328,7 +344,8 @@ def duration_ms(path: str, text: str) -> int:
 
 
 def _engine(path: str, declared: dict[str, Any]) -> EngineOptions:
-    options = _convert(path, _with_off(declared, "concurrency"), EngineOptions)
+    words = {"share_weights": (True, False), "concurrency": (False,)}
+    options = _convert(path, _with_words(declared, words), EngineOptions)
     limits = (
         ("threads", 0, 256),
         ("max_batch_size", 1, 4096),
@@ -338,7 +355,8 @@ def _engine(path: str, declared: dict[str, Any]) -> EngineOptions:
     for field, low, high in limits:
         value = getattr(options, field)
         if isinstance(value, int) and not low <= value <= high:
-            raise ManifestError(f"{path}.{field}", f"{value} is not in {low}..{high}")
+            beside = " (or auto, off)" if field == "concurrency" else ""
+            raise ManifestError(f"{path}.{field}", f"{value} is not in {low}..{high}{beside}")
     if not options.providers:
         raise ManifestError(f"{path}.providers", "is empty: CPUExecutionProvider is always there")
     return options

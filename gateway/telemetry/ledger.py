@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from gateway.telemetry.observations import Counts, Labels, ObservedVersion, at_rest, merge
+from gateway.telemetry.observations import LIMIT, Counts, Labels, ObservedVersion, at_rest, merge
 
 
 class Ledger:
@@ -24,6 +24,9 @@ class Ledger:
         totals = dict(self._buried)
         live: set[Labels] = set()
         for labels, is_live, counts in self._living():
+            if not is_live:
+                # What is still in flight there ends; no limit holds for what is let in no more.
+                counts[LIMIT] = 0
             totals[labels] = merge(totals.get(labels), counts)
             if is_live:
                 live.add(labels)

@@ -37,7 +37,11 @@ def decompress(body: bytes | memoryview, encoding: str, limit: int) -> bytes | m
     except zlib.error as error:
         raise InferenceError(400, f"the body is no valid {encoding} data: {error}") from None
     if len(plain) > limit:
-        raise InferenceError(413, f"the body has more than {limit} bytes behind its {encoding}, the limit")
+        raise InferenceError(
+            413,
+            f"the body has more than {limit} bytes behind its {encoding}, the limit: "
+            "send less, or raise --body-limit",
+        )
     if not stream.eof:
         raise InferenceError(400, f"the body's {encoding} data ends early")
     if stream.unused_data:

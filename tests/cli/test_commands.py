@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from gateway.cli.views import changes_cell
 from registry_client.adapters.directory import publish
 from tests import models
 from tests.servers.gateway import Gateway
@@ -135,3 +137,52 @@ def test_wait_says_who_has_not_applied_it(gateway: Gateway) -> None:
     assert "not everywhere after 1 s" in done.stderr
     assert "1 of 2 workers" in done.stderr
     assert gateway.turnout("weights", "number", "canary=10", "--wait").returncode == 0
+
+
+def test_a_narrow_terminal_loses_nothing(gateway: Gateway) -> None:
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 40))
+    command = [sys.executable, "-m", "gateway", "--admin", gateway.admin, "history", "--limit", "3"]
+    done = subprocess.run(
+        command, stdout=theirs, env={**os.environ, "TERM": "xterm", "NO_COLOR": "1"}, timeout=30, check=True
+    )
+    os.close(theirs)
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert done.returncode == 0
+    for heading in ("REVISION", "WHEN", "WHAT", "WHO", "CHANGE", "WHY"):
+        assert heading in shown
+    assert "number: " in shown
+
+
+def test_a_history_of_many_routes_stays_readable() -> None:
+    change = {"before": None, "after": None}
+    shown = changes_cell([{"route": f"r{number}", **change} for number in range(200)])
+    assert shown.startswith("r0: nothing -> nothing; r1: ") and len(shown) < 120
+    assert shown.endswith("and 197 routes more (-o json)")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--grpc-port", "abc"), "'abc' is no port from 0 to 65535, or off (see "),
+        (("--workers", "0"), "'0' is not a number of at least 1, or auto (see "),
+        (("--redis", "http://cache"), "--redis: the Redis URL "),
+        (("--host", "name.invalid"), "choose another --host"),
+        (("--admin-host", "192.0.2.1"), "choose another --admin-host"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_one_line(
+    tmp_path: Path, options: tuple[str, ...], says: str
+) -> None:
+    (tmp_path / "turnout.yaml").write_text(MANIFEST)
+    any_port = ("--port", "0", "--grpc-port", "0", "--admin-port", "0")
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", "serve", "--config", str(tmp_path / "turnout.yaml"), *any_port,
+         "--state-dir", str(tmp_path / "state"), "--cache-dir", str(tmp_path / "cache"), *options],
+        capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "TURNOUT_ADMIN_TOKEN": "0123456789abcdef"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("turnout: ") and done.stderr.count("\n") == 1
+    assert says in done.stderr

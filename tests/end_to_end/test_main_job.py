@@ -165,6 +165,18 @@ def test_metrics_tell_the_versions_apart(gateway: Gateway) -> None:
     assert samples['turnout_state_revision{epoch="1"}'] == "1.0"
 
 
+def test_what_a_denied_version_did_is_still_told(gateway: Gateway) -> None:
+    for _ in range(5):
+        assert ask(gateway, **{"turnout-variant": "canary"}).status_code == 200
+    assert gateway.turnout("rollback", "number", "--wait").returncode == 0
+    answered = 'turnout_requests_total{code="200",route="number",variant="canary",version="2"}'
+    assert gateway.metrics()[answered] == 5
+    canary = gateway.api("GET", "/routes/number").json()["variants"]["canary"]
+    assert (canary["denied"], canary["requests"]) == ("2", 5)
+    assert gateway.turnout("allow", "number", "2").returncode == 0
+    assert gateway.metrics()[answered] == 5
+
+
 def test_a_second_gateway_on_the_same_state_is_refused(
     gateway: Gateway, gateways: Callable[..., Gateway]
 ) -> None:

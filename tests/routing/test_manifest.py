@@ -109,6 +109,19 @@ routes:
 """
         assert route(text).explicit_versions == route(text).engine.concurrency == "off"
 
+    @pytest.mark.parametrize(
+        ("word", "read"), [("on", "on"), ("'on'", "on"), ("off", "off"), ("'off'", "off"), ("auto", "auto")]
+    )
+    def test_on_is_a_word_though_yaml_takes_it_for_true(self, word: str, read: str) -> None:
+        text = f"""
+registries: {{local: {{type: directory, path: m}}}}
+routes:
+  digits:
+    variants: {{stable: {{model: local/digits@champion}}}}
+    engine: {{share_weights: {word}}}
+"""
+        assert route(text).engine.share_weights == read
+
     @pytest.mark.parametrize(("written", "read"), [("auto", "auto"), (7, 7)])
     def test_a_limit_on_what_is_in_flight(self, written: object, read: object) -> None:
         assert route(manifest(engine={"concurrency": written})).engine.concurrency == read
@@ -251,6 +264,8 @@ def test_more_than_the_whole_beside_a_fallback_without_a_weight() -> None:
         ({"engine": {"concurrency": "many"}}, "routes.digits.engine.concurrency"),
         ({"engine": {"concurrency": True}}, "routes.digits.engine.concurrency"),
         ({"explicit_versions": True}, "routes.digits.explicit_versions"),
+        ({"engine": {"share_weights": "maybe"}}, "routes.digits.engine.share_weights"),
+        ({"engine": {"share_weights": 1}}, "routes.digits.engine.share_weights"),
         ({"engine": {"batching": "maybe"}}, "routes.digits.engine.batching"),
         ({"engine": {"providers": []}}, "routes.digits.engine.providers"),
         ({"engine": {"providers": ["A", 1]}}, "routes.digits.engine.providers[1]"),
@@ -259,6 +274,23 @@ def test_more_than_the_whole_beside_a_fallback_without_a_weight() -> None:
 )
 def test_a_route_that_is_refused_names_its_field(changed: dict[str, object], path: str) -> None:
     assert refusal(manifest(**changed)).path == path
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"engine": {"share_weights": "maybe"}}, "'maybe': write auto, on, off"),
+        ({"engine": {"concurrency": "many"}}, "'many': write auto, off, a number"),
+        ({"engine": {"concurrency": 0}}, "0 is not in 1..1000000 (or auto, off)"),
+        ({"engine": {"graph_optimization": "most"}}, "'most': write disabled, basic, extended, all"),
+        ({"explicit_versions": "some"}, "'some': write any, known, off"),
+        ({"follow": "moon"}, "'moon': write pin"),
+    ],
+)
+def test_a_word_that_is_refused_is_answered_with_those_that_are_not(
+    changed: dict[str, object], says: str
+) -> None:
+    assert says in str(refusal(manifest(**changed)))
 
 
 @pytest.mark.parametrize(

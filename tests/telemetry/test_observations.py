@@ -283,10 +283,14 @@ class TestLedger:
         workers = two_workers()
         for writer in workers.writers:
             writer.block(CANARY).answered(200, 1000)
+            writer.block(CANARY).limited(10)
         workers.die(0)
         assert workers.requests() == {CANARY: 2}, "one worker has it live"
         workers.writers[0].retire(CANARY)
         assert workers.requests(CANARY) == {CANARY: 2}, "it is declared still"
+        assert workers.ledger.totals(bool)[CANARY][obs.LIMIT] == 0, (
+            "a version that is let in no more has none"
+        )
         assert workers.requests() == {}
         # It comes back: the dead worker's counts are gone for good, no total jumps up.
         workers.writers[0].block(CANARY).answered(200, 1000)

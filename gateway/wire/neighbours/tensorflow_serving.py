@@ -80,7 +80,9 @@ class PredictCodec:
                 400, f"there is no signature {request.signature_name[:140]!r}: the only one is {SIGNATURE!r}"
             )
         if (request.instances is msgspec.UNSET) == (request.inputs is msgspec.UNSET):
-            raise InferenceError(400, "the request needs either 'instances' (rows) or 'inputs' (columns)")
+            raise InferenceError(
+                400, "the request needs either 'instances' (rows) or 'inputs' (columns), and not both"
+            )
         if isinstance(request.instances, list):
             return InferRequest(inputs=[], untyped=from_rows(request.instances)), _encode_rows
         return InferRequest(inputs=[], untyped=from_columns(request.inputs)), _encode_columns
