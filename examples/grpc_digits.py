@@ -2,7 +2,8 @@
 
     python -m examples.grpc_digits 127.0.0.1:8081 configs/quickstart/request.json [user]
 
-Needs grpcio alone. Triton's client does the same in fewer lines; this is what it does.
+Needs grpcio, numpy and the messages made from `inference.proto`. Triton's client does the same in fewer lines;
+this is what it does.
 """
 
 from __future__ import annotations

@@ -64,8 +64,10 @@ async def handle(_: Request, error: Exception) -> Response:
     raise error
 
 
-async def handle_http(_: Request, error: Exception) -> Response:
+async def handle_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return problem(404, f"there is nothing at {request.url.path}", "No such path")
     return problem(error.status_code, error.detail, headers=error.headers)
 
 

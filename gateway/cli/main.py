@@ -15,6 +15,8 @@ from gateway.routing.manifest import ManifestError
 from gateway.settings import DEFAULT_ADMIN_PORT, SettingsError
 from registry_client.errors import RegistryError
 
+_ONLY_HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+"""A group that was called without a command; before click 8.2 it shows its help itself."""
 EXIT_ERROR, EXIT_CHANGES, EXIT_CONFLICT, EXIT_PARTIAL = 1, 2, 3, 4
 
 
@@ -74,15 +76,8 @@ def main() -> None:
     """Runs the command. Whatever goes wrong on purpose is one line on stderr and an exit code."""
     try:
         code = turnout.main(standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        sys.exit(EXIT_ERROR)
-    except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx is not None else "turnout"
-        click.echo(f"turnout: {error.format_message()} (see {command} --help)", err=True)
-        sys.exit(EXIT_ERROR)
     except click.ClickException as error:
-        error.show()
+        _refuse(error)
         sys.exit(EXIT_ERROR)
     except click.Abort:
         sys.exit(130)
@@ -97,6 +92,15 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_ERROR)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse(error: click.ClickException) -> None:
+    if isinstance(error, _ONLY_HELP):
+        error.show()
+        return
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    see = f" (see {context.command_path} --help)" if context is not None else ""
+    click.echo(f"turnout: {error.format_message()}{see}", err=True)
 
 
 def _fail(error: Exception) -> None:

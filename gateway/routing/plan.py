@@ -8,9 +8,10 @@ import msgspec
 
 from gateway.routing.change import ChangeRefused, describe_serving
 from gateway.routing.manifest import DeclaredRoute, Manifest
-from gateway.routing.state import PREVIOUS_KEPT, InForce, Pin, Route, State, Variant
+from gateway.routing.state import PREVIOUS_KEPT, EngineOptions, InForce, Pin, Route, State, Variant
 from gateway.routing.table import compile_route
 
+_DEFAULT_ENGINE = EngineOptions()
 Resolved = Mapping[str, Pin]
 """Reference as it is written → the pin behind it now; its digest is "" while it was never fetched."""
 
@@ -150,14 +151,25 @@ def _flatten(state: State, held: InForce) -> dict[str, str]:
             fields[f"{at}.weight"] = f"{variant.weight_bp / 100:g} %"
             fields[f"{at}.model"] = variant.reference
         for field in ("fallback", "sticky", "salt", "overrides", "explicit_versions", "timeout_ms"):
-            fields[f"routes.{name}.{field}"] = str(getattr(route, field))
-        fields[f"routes.{name}.engine"] = _inline(msgspec.to_builtins(route.engine))
+            fields[f"routes.{name}.{field}"] = _plain(getattr(route, field))
+        for option in route.engine.__struct_fields__:
+            value = getattr(route.engine, option)
+            # What is not written in a manifest is no line of its plan.
+            if value != getattr(_DEFAULT_ENGINE, option):
+                fields[f"routes.{name}.engine.{option}"] = _plain(value)
     return fields
 
 
 def _release(pin: Pin) -> str:
     # The same number can be another release: a registry that counts from 1 again after a deletion.
     return f"{pin.version} ({pin.digest[:12]})" if pin.digest else f"{pin.version} (not fetched yet)"
+
+
+def _plain(value: object) -> str:
+    """As a manifest has it: `true`, `[CPUExecutionProvider]`, `auto`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
 
 
 def _inline(options: Mapping[str, object]) -> str:

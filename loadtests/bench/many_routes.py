@@ -117,7 +117,7 @@ def _shown(seconds: list[float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--routes", type=int, default=10_000)
     parser.add_argument("--versions", type=int, default=25, help="models; each has two versions loaded")
     parser.add_argument("--requests", type=int, default=4000)

@@ -102,12 +102,16 @@ def test_what_is_left_out_goes() -> None:
 
 
 def test_the_options_of_a_route_are_changes_too() -> None:
-    planned = plan(
-        manifest({"stable@champion": 100}, timeout="1s", engine={"threads": 2}), SERVING, champion="1"
-    )
-    assert len(lines(planned)) == 2
-    assert "~ routes.digits.timeout_ms: 30000 -> 1000" in lines(planned)
-    assert "threads=1" in lines(planned)[0] and "threads=2" in lines(planned)[0]
+    engine = {"threads": 2, "max_queue": 1024, "batching": False, "providers": ["A", "B"]}
+    planned = plan(manifest({"stable@champion": 100}, timeout="1s", engine=engine), SERVING, champion="1")
+    assert lines(planned) == [
+        "+ routes.digits.engine.batching: false",
+        "+ routes.digits.engine.providers: [A, B]",
+        "+ routes.digits.engine.threads: 2",
+        "~ routes.digits.timeout_ms: 30000 -> 1000",
+    ]
+    back = plan(manifest({"stable@champion": 100}), held(planned), champion="1")
+    assert "- routes.digits.engine.threads: 2" in lines(back)
 
 
 class TestPrevious:
