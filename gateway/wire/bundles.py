@@ -239,7 +239,7 @@ class Collector:
                 left.append((connection, body))  # not finite: JSON cannot carry it, and its error can
                 continue
             try:
-                connection.answer_row(lines, b"%s%s]}]}" % (before, data), now)
+                connection.answer_row(lines, b"%s%s}]}" % (before, data), now)
                 durations.append(now_ns - connection.started_ns)
             except Exception:
                 log.exception("an answer could not be written")

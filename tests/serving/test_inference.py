@@ -18,7 +18,7 @@ from gateway.serving.live import EngineKey, Live, LoadedVersion
 from gateway.serving.loading import Loader
 from gateway.serving.tensors import InferenceError, InferRequest, InputTensor, RequestedOutput
 from gateway.telemetry.observations import UNKNOWN
-from tests.serving.fake_engine import ALWAYS_IN_THREADS, FakeEngine, batcher, load, observing, requests
+from tests.serving.fake_engine import ALWAYS_IN_THREADS, ROWS, FakeEngine, batcher, load, observing, requests
 from tests.states import in_force, pin, route
 
 SPLIT = route({"stable 1": 90, "canary 2": 10})
@@ -30,11 +30,18 @@ DRAW_STABLE, DRAW_CANARY = 0.0, 0.95
 class Desk:
     """The data plane of one worker, with fake engines; `adds` of version N is N hundred."""
 
-    def __init__(self, *routes: Route, versions: str = "12", threads: Any = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *routes: Route,
+        versions: str = "12",
+        threads: Any = None,
+        signature: Signature = ROWS,
+        **options: Any,
+    ) -> None:
         self.writer = observing()
         self.live = Live(self.writer)
         self.loop = asyncio.get_running_loop()
-        self.engines = {version: FakeEngine(adds=100.0 * int(version)) for version in versions}
+        self.engines = {version: FakeEngine(signature, adds=100.0 * int(version)) for version in versions}
         for version, engine in self.engines.items():
             load(self.live, version, engine, batcher(engine, self.loop, threads, **options))
         self.live.swap(in_force(*(routes or (SPLIT,))))

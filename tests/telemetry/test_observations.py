@@ -16,6 +16,7 @@ from gateway.telemetry.observations import (
     Counts,
     Labels,
     ObservationWriter,
+    VersionObservations,
     batch_bucket_of,
     bucket_bounds_s,
     bucket_of,
@@ -106,6 +107,15 @@ class TestBlocks:
         block.answered(code, 1000)
         assert requests_by_code(block.read()) == {code if code in CODES else 0: 1}
         assert block.read()[obs.LATENCY_NS] == 1000, "the slots of codes end before the sums"
+
+    @given(st.lists(st.one_of(st.integers(0, 3000), st.integers(0, 10**13))))
+    def test_many_at_once_are_as_many_one_by_one(self, durations_ns: list[int]) -> None:
+        slots = memoryview(bytearray(2 * obs.BLOCK_BYTES)).cast("Q")
+        at_once, singly = (VersionObservations(slots, at * obs.BLOCK_SLOTS, STABLE) for at in range(2))
+        at_once.answered_many(iter(durations_ns))
+        for duration_ns in durations_ns:
+            singly.answered(200, duration_ns)
+        assert at_once.read().tolist() == singly.read().tolist()
 
     def test_blocks_do_not_touch_each_other(self, memory: memoryview) -> None:
         writer = ObservationWriter(memory)

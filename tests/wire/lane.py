@@ -15,6 +15,7 @@ from typing import Any, cast
 import uvicorn
 from uvicorn.server import ServerState
 
+from gateway.routing.state import Route
 from gateway.serving.explicit import ExplicitVersions
 from gateway.wire.app import data_plane
 from gateway.wire.fast_lane import FastLane
@@ -42,10 +43,13 @@ class Connection(FastLane):
 class ServedLane:
     """Route `digits` of one fake engine. With `holding`, it runs when it is let go."""
 
-    def __init__(self, *, holding: bool, keep_alive_s: int, app: Any) -> None:
+    def __init__(
+        self, *, holding: bool, keep_alive_s: int, app: Any, routes: tuple[Route, ...], **options: Any
+    ) -> None:
         self._threads = ThreadPoolExecutor(1) if holding else None
-        budget = {"loop_budget_ns": ALWAYS_IN_THREADS} if holding else {}
-        self.desk = Desk(threads=self._threads, **budget)
+        if holding:
+            options["loop_budget_ns"] = ALWAYS_IN_THREADS
+        self.desk = Desk(*routes, threads=self._threads, **options)
         self.hold = threading.Event()
         self.engine.gate = self.hold if holding else None
         explicit = cast(ExplicitVersions, self.desk.inference._explicit)
@@ -109,9 +113,10 @@ class ServedLane:
 
 @asynccontextmanager
 async def served_lane(
-    *, holding: bool = False, keep_alive_s: int = 5, app: Any = None
+    *routes: Route, holding: bool = False, keep_alive_s: int = 5, app: Any = None, **options: Any
 ) -> AsyncIterator[ServedLane]:
-    served = ServedLane(holding=holding, keep_alive_s=keep_alive_s, app=app)
+    """`options` are the engines' (see `fake_engine.batcher`), and their signature."""
+    served = ServedLane(holding=holding, keep_alive_s=keep_alive_s, app=app, routes=routes, **options)
     server = await asyncio.get_running_loop().create_server(served.protocol, "127.0.0.1", 0)
     served.port = server.sockets[0].getsockname()[1]
     try:
@@ -127,13 +132,17 @@ class Client:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
 
-    async def status(self) -> int:
-        """Of the next answer, whose body is passed over."""
+    async def answer(self) -> tuple[int, bytes, bytes]:
+        """Status, head and body of the next one."""
         async with asyncio.timeout(10):
             head = await self.reader.readuntil(b"\r\n\r\n")
             length = next(line for line in head.split(b"\r\n") if line.startswith(b"content-length"))
-            await self.reader.readexactly(int(length.split(b":")[1]))
-        return int(head[9:12])
+            return int(head[9:12]), head, await self.reader.readexactly(int(length.split(b":")[1]))
+
+    async def status(self) -> int:
+        """Of the next answer, whose body is passed over."""
+        status, _, _ = await self.answer()
+        return status
 
     async def ends(self) -> bool:
         """Whether nothing more comes before the server closes."""
