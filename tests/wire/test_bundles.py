@@ -256,6 +256,21 @@ async def test_one_bad_row_is_one_error() -> None:
         assert not served.arm.busy
 
 
+async def test_a_row_that_cannot_be_written_at_all() -> None:
+    """Those before it have been answered, and are counted."""
+    async with served_lane(signature=rows()) as served:
+        ticks = await clients_of(served, 3)
+
+        def run(inputs: Mapping[str, Array], _: Any) -> list[Array]:
+            return [np.array([[object() if row[0] == 7 else 1.0] for row in inputs["x"]], dtype=object)]
+
+        served.engine.run = run
+        ticks.send(PLAIN, body([7, 0]), PLAIN)
+        assert await ticks.statuses() == [200, 500, 200]
+        assert ticks.counted == {200: 2, 500: 1}
+        assert not served.arm.busy
+
+
 LIES: dict[str, Callable[[Array], list[Array]]] = {
     "too few rows": lambda x: [x[:1, :1]],
     "too many rows": lambda x: [np.concatenate([x, x])[:, :1]],
