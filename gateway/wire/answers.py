@@ -5,6 +5,7 @@ What may take milliseconds goes to a thread: `is_large_request` and `is_quick_re
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 
@@ -13,6 +14,8 @@ from gateway.serving.tensors import InferenceError, InferRequest, InferResponse
 from gateway.wire.codec import HEADER_LENGTH, JSON_HEADERS, Codec, Encode, HeaderMap, Headers
 from gateway.wire.compression import accepted_encoding, compress, decompress
 from gateway.wire.oip_binary import Buffer
+
+log = logging.getLogger(__name__)
 
 Encoded = tuple[int, Headers, Sequence[Buffer]]
 """Status, headers that say what the body is, and the parts of the body."""
@@ -72,6 +75,11 @@ def encode(codec: Codec, encode: Encode, response: InferResponse) -> Encoded:
         return 200, *encode(response)
     except InferenceError as unencodable:
         return encode_error(codec, unencodable)
+    except Exception as error:
+        # What an engine gave is no tensor of its datatype; the client waits for an answer all the same.
+        log.exception("an answer of route %r cannot be written", response.route)
+        reason = f"the model's answer cannot be used: {type(error).__name__}"
+        return encode_error(codec, InferenceError(500, reason))
 
 
 def encode_large(codec: Codec, encode_: Encode, response: InferResponse, headers: HeaderMap) -> Encoded:

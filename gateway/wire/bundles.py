@@ -231,20 +231,22 @@ class Collector:
         lines, before = self._shared.lines(self._served, self._snapshot.label, defaults), self._form.before
         now_ns, now = time.perf_counter_ns(), self._shared.loop.time()
         durations, left = [], []
-        for index, (connection, body) in enumerate(requests, start):
-            if connection.collector is not self:
-                continue  # it went, and was counted
-            data = _encode(lists[index])
-            if b"null" in data:
-                left.append((connection, body))  # not finite: JSON cannot carry it, and its error can
-                continue
-            try:
-                connection.answer_row(lines, b"%s%s}]}" % (before, data), now)
-                durations.append(now_ns - connection.started_ns)
-            except Exception:
-                log.exception("an answer could not be written")
-                connection.give_up()
-        self._served.observations.answered_many(durations)
+        try:
+            for index, (connection, body) in enumerate(requests, start):
+                if connection.collector is not self:
+                    continue  # it went, and was counted
+                data = _encode(lists[index])
+                if b"null" in data:
+                    left.append((connection, body))  # not finite: JSON cannot carry it, and its error can
+                    continue
+                try:
+                    connection.answer_row(lines, b"%s%s}]}" % (before, data), now)
+                    durations.append(now_ns - connection.started_ns)
+                except Exception:
+                    log.exception("an answer could not be written")
+                    connection.give_up()
+        finally:
+            self._served.observations.answered_many(durations)
         return left
 
     def _ask_again(self, requests: list[Request]) -> None:

@@ -220,6 +220,22 @@ class TestConnections:
             assert await ticks.statuses() == [200] * 3
             assert not served.arm.busy
 
+    async def test_a_queue_that_breaks(self) -> None:
+        async with served_lane(signature=rows()) as served:
+            ticks = await clients_of(served, 3)
+            batcher = served.arm.loaded.batcher
+            submit = batcher.submit
+
+            def breaking(work: Any) -> None:
+                if work.requests > 1:
+                    raise ZeroDivisionError
+                submit(work)
+
+            batcher.submit = breaking
+            ticks.send(*[PLAIN] * 3)
+            assert await ticks.statuses() == [200] * 3
+            assert ticks.counted == {200: 3} and not served.arm.busy
+
 
 class TestLimits:
     @pytest.mark.parametrize("options", [{"concurrency": 2}, {"max_queue": 2}])
