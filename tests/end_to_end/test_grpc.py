@@ -106,7 +106,8 @@ def test_a_killed_worker_is_replaced_and_takes_its_share(gateway: Gateway) -> No
         (replacement,) = wait_for(partial(newcomers, gateway, victim, survivor), 20, lambda: gateway.log)
         answers(load, 100)
         assert sum(load.lost.values()) <= held + 1
-    assert counted(gateway) >= load.answers
+    # An answer is counted once it was handed over: of each connection one may have been, when the worker was killed.
+    assert counted(gateway) >= load.answers - held
     # A connection stays where it is: new ones reach the newcomer, too.
     with ExitStack() as channels:
         opened = 0
