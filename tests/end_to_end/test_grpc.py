@@ -105,7 +105,8 @@ def test_a_killed_worker_is_replaced_and_takes_its_share(gateway: Gateway) -> No
         os.kill(victim, signal.SIGKILL)
         (replacement,) = wait_for(partial(newcomers, gateway, victim, survivor), 20, lambda: gateway.log)
         answers(load, 100)
-        assert sum(load.lost.values()) <= held + 1
+        # What was in flight, and once more what came back at once and waited in the dead worker's own queue.
+        assert sum(load.lost.values()) <= 2 * held + 1
     # An answer is counted once it was handed over: of each connection one may have been, when the worker was killed.
     assert counted(gateway) >= load.answers - held
     # A connection stays where it is: new ones reach the newcomer, too.
