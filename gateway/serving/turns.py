@@ -13,8 +13,6 @@ log = logging.getLogger(__name__)
 TICK_BUDGET_NS = 1_000_000
 """Runs of one tick of the loop. What is ready beyond it waits for the next tick: sockets are read and written
 between, so that many versions together hold up a health check no longer than this and one run."""
-
-
 MIXED_NS = 100_000_000
 """How long it is remembered that versions of more than one kin had turns."""
 
@@ -42,9 +40,7 @@ class Turns:
             self._kin = kin
             self._mixed_until_ns = self._clock_ns() + MIXED_NS
         self._ready.append(run)
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._tick)
+        self._schedule()
 
     def is_among_kin(self) -> bool:
         """Whether only the kin of the latest have been here of late: what one does holds up no others."""
@@ -53,6 +49,9 @@ class Turns:
     def before(self, prepare: Callable[[], None]) -> None:
         """Calls `prepare` once, at the end of this tick and ahead of all runs: it may add some."""
         self._before.append(prepare)
+        self._schedule()
+
+    def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._tick)

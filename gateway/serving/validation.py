@@ -40,7 +40,6 @@ class Checker:
         self._checks = {spec.name: _InputCheck(spec, shared) for spec in signature.inputs}
         self._count = len(self._checks)
         self._outputs = frozenset(self.output_names)
-        self._only = _only_rows(signature)
 
     def check(self, model_name: str, request: InferRequest) -> tuple[dict[str, Array], tuple[str, ...]]:
         """The arrays by input name, in the model's own order, and the names of the outputs to compute.
@@ -48,18 +47,7 @@ class Checker:
         Outputs come in the order of the request, or are all of the model's where it names none.
         Raises `InferenceError` (400) with the texts that clients of other servers know.
         """
-        inputs = request.inputs
-        only = self._only
-        if only is not None and len(inputs) == 1:
-            # What most models take, without a loop: one input of rows whose shape is fixed.
-            tensor = inputs[0]
-            name, datatype, row = only
-            array = tensor.array
-            if tensor.name == name and tensor.datatype == datatype and array.shape[1:] == row and array.ndim:
-                outputs = self._check_outputs(model_name, request) if request.outputs else self.output_names
-                return {name: array}, outputs
-        if request.untyped is not None:
-            inputs = request.untyped(self.signature)
+        inputs = request.inputs if request.untyped is None else request.untyped(self.signature)
         if len(inputs) != self._count:
             raise self._wrong_count(model_name, inputs)
         if self._count and inputs[0].datatype == RAW:
@@ -185,16 +173,6 @@ def _raw_elements(spec: TensorSpec, raw: Array) -> Array:
             f"which is no multiple of the {datatype.size_bytes} that {spec.datatype} takes",
         )
     return raw.view(datatype.dtype)
-
-
-def _only_rows(signature: Signature) -> tuple[str, str, tuple[int, ...]] | None:
-    """Name, datatype and the shape of a row of a model's only input, where nothing but the batch is dynamic."""
-    if len(signature.inputs) != 1:
-        return None
-    (spec,) = signature.inputs
-    if not spec.shape or spec.shape[0] != -1 or -1 in spec.shape[1:]:
-        return None
-    return spec.name, spec.datatype, spec.shape[1:]
 
 
 def _shared_dimensions(inputs: Sequence[TensorSpec]) -> frozenset[str]:

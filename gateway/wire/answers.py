@@ -114,6 +114,11 @@ def turnout_headers(revision: str, served: ServedArm | None) -> Headers:
     return out
 
 
+def header_lines(headers: Headers) -> bytes:
+    """As they are written behind a status line."""
+    return b"".join([b"%s: %s\r\n" % header for header in headers])
+
+
 def size(body: Sequence[Buffer]) -> int:
     """Bytes."""
     return sum(len(part) if isinstance(part, bytes) else part.nbytes for part in body)

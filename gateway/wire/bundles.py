@@ -77,7 +77,7 @@ Request = tuple[Asker, bytes]
 class RowForm:
     """How a request for one row of a version looks, and how its answer does."""
 
-    __slots__ = ("before", "datatype", "dtype", "name", "output", "outputs", "pack", "row", "shape", "width")
+    __slots__ = ("before", "datatype", "dtype", "name", "outputs", "pack", "row", "shape", "width")
 
     def __init__(self, route: str, version: str, signature: Signature, pack: Callable[..., bytes]) -> None:
         (spec,), (output,) = signature.inputs, signature.outputs
@@ -89,8 +89,8 @@ class RowForm:
         self.pack = pack
         self.width = output.shape[1]
         self.outputs = (output.name,)
-        self.output = {"name": output.name, "datatype": output.datatype, "shape": (1, self.width)}
-        document = {"model_name": route, "model_version": version, "outputs": [{**self.output, "data": 0}]}
+        tensor = {"name": output.name, "datatype": output.datatype, "shape": (1, self.width), "data": 0}
+        document = {"model_name": route, "model_version": version, "outputs": [tensor]}
         self.before = _encode(document).removesuffix(b"0}]}")
 
     def read(self, body: bytes) -> bytes | None:

@@ -310,8 +310,7 @@ class FastLane(HttpProtocol):
         head.append((b"content-length", b"%d" % answers.size(body)))
         if not cycle.keep_alive:
             head.append((b"connection", b"close"))
-        lines = [b"%s: %s\r\n" % header for header in head]
-        self.transport.writelines([STATUS_LINE[status], *lines, b"\r\n", *body])
+        self.transport.writelines([STATUS_LINE[status], answers.header_lines(head), b"\r\n", *body])
         self._answer = self._target = None
         answer.finish(status)
         self._complete()

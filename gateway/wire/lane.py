@@ -82,6 +82,6 @@ class Lane:
         lines = self._lines.get(served)
         if lines is None:
             headers = [*defaults, *answers.turnout_headers(revision, served), *JSON_HEADERS]
-            joined = b"".join([b"%s: %s\r\n" % header for header in headers])
-            lines = self._lines[served] = STATUS_LINE[200] + joined + b"content-length: "
+            lines = STATUS_LINE[200] + answers.header_lines(headers) + b"content-length: "
+            self._lines[served] = lines
         return lines

@@ -76,18 +76,6 @@ def array_from_numbers(name: str, datatype: str, shape: list[int], data: Numbers
         raise _too_large(name, shape) from None
 
 
-def quick_array(datatype: str, shape: list[int], data: Numbers | None) -> Array | None:
-    """As `array_from_numbers`, of a flat list; None where it is something else.
-
-    Raises what `struct` and numpy do where the data do not fit: the caller asks again for the reason.
-    """
-    plain = PLAIN.get(datatype)
-    if plain is None or data is None or len(data) != prod(shape):
-        return None
-    code, dtype = plain
-    return np.ndarray(shape, dtype, _packer(len(data), code)(*data))
-
-
 def array_from_json(name: str, datatype: str, shape: list[int], data: bytes | memoryview) -> Array:
     """The text of `data`, of any datatype, flat or nested as the shape says.
 

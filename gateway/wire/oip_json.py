@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -22,7 +21,6 @@ from gateway.wire.oip_arrays import (
     array_from_json,
     array_from_numbers,
     json_values,
-    quick_array,
     reject_not_finite,
 )
 from gateway.wire.oip_binary import BinaryReader, Buffer, encode_tensor, raw_request
@@ -41,15 +39,6 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
-_SHORT_BYTES = 64 * 1024
-_ANY_REFUSAL = (
-    msgspec.MsgspecError,
-    UnicodeDecodeError,
-    RecursionError,
-    ValueError,
-    OverflowError,
-    struct.error,
-)
 
 _Dimension = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 _Shape = Annotated[list[_Dimension], msgspec.Meta(max_length=32)]
@@ -128,10 +117,6 @@ def decode_infer(body: Buffer, header_length: int | None, limits: Limits = DEFAU
     total = len(body)
     if total > limits.body_bytes:
         raise InferenceError(413, f"the body has {total} bytes, the limit is {limits.body_bytes}")
-    if header_length is None and total < _SHORT_BYTES and limits.inputs:
-        request = _decode_short(body)
-        if request is not None:
-            return request
     header, binary = body, None
     if header_length is not None:
         if header_length == 0:
@@ -145,24 +130,6 @@ def decode_infer(body: Buffer, header_length: int | None, limits: Limits = DEFAU
     if not header:
         raise InferenceError(400, "the body is empty: an infer request is a JSON object with inputs")
     return _decode(header, binary, limits)
-
-
-def _decode_short(body: Buffer) -> InferRequest | None:
-    """What most requests are, without the layers below: one flat input of numbers, and nothing else.
-
-    None for everything else, and for all that is wrong: it is decoded again by those who can tell why.
-    """
-    try:
-        request = decode_numbers(body)
-        (tensor,) = request.inputs
-        array = quick_array(tensor.datatype, tensor.shape, tensor.data)
-    except _ANY_REFUSAL:
-        return None
-    if array is None or tensor.parameters is not None or request.parameters or request.outputs:
-        return None
-    return InferRequest(
-        inputs=[InputTensor(name=tensor.name, datatype=tensor.datatype, array=array)], id=request.id or ""
-    )
 
 
 def _decode(header: Buffer, binary: BinaryReader | None, limits: Limits) -> InferRequest:
