@@ -49,6 +49,8 @@ class HistoryRecord(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str = ""
     changes: list[dict[str, Any]] = []
     """For each route that changed: {"route", "before", "after"}, as `routing.change.summary` writes them."""
+    head: str = ""
+    """The hash chain's head with this line: it covers the line and, by the head before it, all earlier ones."""
 
 
 class Signal(msgspec.Struct, frozen=True, kw_only=True):

@@ -28,25 +28,23 @@ from gateway.control.operations import Operations
 from gateway.control.reader import Reader
 from gateway.control.redis_store import RedisStore
 from gateway.control.registries import Registries
-from gateway.control.store import Member, Store, StoreUnavailable
+from gateway.control.store import Store
 from gateway.control.versions import Versions
 from gateway.control.weights import FetchProgress, WeightsCache
+from gateway.node.condition import Condition
 from gateway.node.explicit_calls import ExplicitCalls
+from gateway.node.fetched import Fetched
 from gateway.node.listeners import at, bound_to, listener, reserved
 from gateway.node.pool import WorkerPool
-from gateway.routing.state import EMPTY, InForce, StateError
+from gateway.node.reports import Reports
+from gateway.routing.state import InForce, StateError
 from gateway.settings import Settings, SettingsError, check_settings
 from gateway.telemetry.ledger import Ledger
-from gateway.telemetry.metrics import Standing, TurnoutCollector
-from gateway.telemetry.observations import UNKNOWN, Labels
+from gateway.telemetry.metrics import TurnoutCollector
 from gateway.wire.oip_json import Limits
 from gateway.wire.statistics import statistics_document
 
 log = logging.getLogger(__name__)
-
-REPORT_PERIOD_S = 2.0
-"""How often a replica says in the store that it lives and what it has applied."""
-
 
 NOT_READY_S = 5.0
 """How often a replica that is not ready says why."""
@@ -70,6 +68,7 @@ class Supervisor:
             in_use=lambda: self.deliverer.in_use(),
             on_progress=self._fetching,
         )
+        self._fetched = Fetched()
         self._registries = Registries()
         self.versions = Versions(self._registries, self.weights)
         self._explicit = ExplicitCalls(self.versions)
@@ -100,14 +99,22 @@ class Supervisor:
         self.store = _store(settings, self.replica)
         self.operations = Operations(self.store, self.deliverer, self.versions)
         self.reader = Reader(self.store, self.deliverer, self.operations, self.events)
-        self.collector = TurnoutCollector(totals=self.totals, standing=self.standing)
         self._bootstrap = Bootstrap(
             settings.config, self.operations, self.deliverer, shared=self.store.shared
         )
-        self._report_now = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._fetched: dict[tuple[str, str, str], int] = {}
-        self._cache_bytes = 0
+        self.condition = Condition(
+            replica=self.replica,
+            pool=self.pool,
+            deliverer=self.deliverer,
+            reader=self.reader,
+            bootstrap=self._bootstrap,
+            ledger=self.ledger,
+            fetched=self._fetched,
+            stopping=self._stopping.is_set,
+        )
+        self.collector = TurnoutCollector(totals=self.condition.totals, standing=self.condition.standing)
+        self._reports = Reports(self.store, self.condition.member, self.events, self.weights, self._fetched)
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -125,7 +132,7 @@ class Supervisor:
                     self.deliverer.run(),
                     self.reader.run(),
                     self._bootstrap.run(self.reader.reached),
-                    self._report(),
+                    self._reports.run(),
                     self._announce(),
                     _serve(admin, self._admin_socket),
                 )
@@ -148,88 +155,11 @@ class Supervisor:
             versions=self.versions,
             events=self.events,
             collector=self.collector,
-            totals=self.totals,
-            ready=lambda: self.ready,
-            degraded=self.degraded,
-            member=self.member,
+            totals=self.condition.totals,
+            ready=lambda: self.condition.ready,
+            degraded=self.condition.degraded,
+            member=self.condition.member,
             token=self._settings.admin_token,
-        )
-
-    @property
-    def ready(self) -> bool:
-        """Whether this replica serves: as long as it has a state and a worker, whatever the store does."""
-        serving = self.pool.ready > 0 and self.deliverer.acknowledged is not EMPTY
-        return serving and not self._stopping.is_set()
-
-    def degraded(self) -> list[str]:
-        """In words, all that is not as it should be; none of it keeps this replica from serving."""
-        found = [
-            self.reader.trouble,
-            self.deliverer.error,
-            self.deliverer.mirror_error,
-            self._bootstrap.trouble,
-        ]
-        found += self.deliverer.applied.errors
-        if self.pool.ready < self.pool.total:
-            found.append(f"{self.pool.ready} of {self.pool.total} workers are ready")
-        return [text for text in found if text]
-
-    def totals(self) -> dict[Labels, Any]:
-        served = set(self.shares())
-        routes = self.deliverer.held.state.routes
-
-        def declared(labels: Labels) -> bool:
-            if labels.route == UNKNOWN or labels in served:
-                return True
-            route = routes.get(labels.route)
-            if route is None or not labels.version:
-                return route is not None
-            # A denied version's, too: what it did is what people look at after a rollback.
-            variant = route.variants.get(labels.variant)
-            return variant is not None and variant.pin.version == labels.version
-
-        return self.ledger.totals(declared)
-
-    def shares(self) -> dict[Labels, float]:
-        """Of every declared variant: the version that answers for it, and the share that it gets."""
-        return {
-            Labels(name, variant, arm.pin.version): entry.shares_bp[variant] / 10_000
-            for name, entry in self.deliverer.tables.of(self.deliverer.held).items()
-            for variant, arm in entry.arms.items()
-            if arm.variant == variant
-        }
-
-    def standing(self) -> Standing:
-        held = self.deliverer.held
-        table = self.deliverer.tables.of(held)
-        return Standing(
-            epoch=held.revision.epoch,
-            rev=held.revision.rev,
-            control_plane_age_s=self.reader.age_s,
-            degraded=bool(self.degraded()),
-            shares=self.shares(),
-            rollback_ready={name: _can_roll_back(entry) for name, entry in table.items()},
-            denies=len(held.denies),
-            workers_ready=self.pool.ready,
-            workers_total=self.pool.total,
-            worker_restarts=self.pool.restarts,
-            cache_bytes=self._cache_bytes,
-            fetched_bytes=sum(self._fetched.values()),
-        )
-
-    def member(self) -> Member:
-        held = self.deliverer.held
-        return Member(
-            replica=self.replica,
-            epoch=held.revision.epoch,
-            rev=held.revision.rev,
-            denies_rev=max((deny.rev for deny in held.denies.values()), default=0),
-            deny_n=len(held.denies),
-            sha256=held.state.sha256,
-            status="NACK" if self.deliverer.error else "ACK",
-            error=self.deliverer.error,
-            workers_ok=self.pool.applied,
-            workers_total=self.pool.total,
         )
 
     # What the workers ask.
@@ -239,7 +169,7 @@ class Supervisor:
         return {"pin": msgspec.to_builtins(located.pin), "path": located.path}
 
     async def _statistics(self, route: str | None, version: str | None) -> Any:
-        return statistics_document(self.totals(), route, version)
+        return statistics_document(self.condition.totals(), route, version)
 
     async def _load(self, route: str, version: str) -> None:
         await self.pool.load_explicit(route, version)
@@ -251,44 +181,23 @@ class Supervisor:
 
     def _workers_changed(self) -> None:
         self.events.publish("workers", ready=self.pool.ready, of=self.pool.total)
-        self._report_now.set()
+        self._reports.due()
 
     def _fetching(self, progress: FetchProgress) -> None:
-        # Every fetch counts up from 0, or from where it broke off.
-        self._fetched[progress.registry, progress.model, progress.version] = progress.done_bytes
+        self._fetched.note(progress)
         self.events.publish("fetch", **msgspec.to_builtins(progress))
-
-    async def _report(self) -> None:
-        """An acknowledgement as soon as something was applied, and a sign of life in between."""
-        watcher = asyncio.create_task(self._watch_applied())
-        try:
-            while True:
-                self._report_now.clear()
-                self._cache_bytes = sum(entry.size_bytes for entry in await self.weights.list())
-                with contextlib.suppress(StoreUnavailable):
-                    await self.store.report(self.member())
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(REPORT_PERIOD_S):
-                        await self._report_now.wait()
-        finally:
-            watcher.cancel()
-
-    async def _watch_applied(self) -> None:
-        with self.events.subscribe() as events:
-            while True:
-                event = await events.get()
-                if event["kind"] in ("applied", "refused"):
-                    self._report_now.set()
 
     async def _announce(self) -> None:
         """The one line on the screen, when the first request would be answered, or why there is none yet."""
         with self.events.subscribe() as events:
-            while not self.ready:
+            while not self.condition.ready:
                 try:
                     async with asyncio.timeout(NOT_READY_S):
                         await events.get()
                 except TimeoutError:
-                    log.warning("not ready: %s", "; ".join(self.degraded()) or "no state is in force yet")
+                    log.warning(
+                        "not ready: %s", "; ".join(self.condition.degraded()) or "no state is in force yet"
+                    )
         settings = self._settings
         grpc = "" if self._grpc is None else f"grpc {at(settings.host, self._grpc)}  "
         print(
@@ -322,13 +231,6 @@ async def _end(tasks: Collection[asyncio.Task[Any]]) -> None:
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=1.0)
-
-
-def _can_roll_back(entry: Any) -> bool:
-    if entry.spare is not None:
-        return True
-    fallback = entry.fallback
-    return fallback is not None and any(arm.pin != fallback.pin for arm in entry.arms.values())
 
 
 def _store(settings: Settings, replica: str) -> Store:

@@ -161,6 +161,10 @@ class InForce(msgspec.Struct, frozen=True, kw_only=True):
     revision: Revision
     state: State
     denies: Mapping[DenyKey, Deny] = {}
+    commit_us: int = 0
+    """When the store made this revision, in microseconds since the epoch by the store's clock; 0 if unknown."""
+    base: Revision = Revision(0, 0)
+    """The revision of an earlier epoch whose state this epoch began with; 0.0 where it began with nothing."""
 
     def denied(self, route: str, pin: Pin) -> Deny | None:
         return self.denies.get(DenyKey(route, pin.digest))
@@ -236,6 +240,8 @@ class Envelope(msgspec.Struct, kw_only=True):
     sha256: str
     doc: str
     deny: dict[str, Deny]
+    commit_us: int = 0
+    base: tuple[int, int] = (0, 0)
 
 
 def encode_in_force(held: InForce, *, document: bool = True) -> bytes:
@@ -247,6 +253,8 @@ def encode_in_force(held: InForce, *, document: bool = True) -> bytes:
             sha256=held.state.sha256,
             doc=held.state.encoded.decode() if document else "",
             deny={str(key): deny for key, deny in held.denies.items()},
+            commit_us=held.commit_us,
+            base=held.base,
         )
     )
 
@@ -270,4 +278,6 @@ def in_force(envelope: Envelope, state: State) -> InForce:
         revision=Revision(envelope.epoch, envelope.rev),
         state=state,
         denies={DenyKey.parse(key): deny for key, deny in envelope.deny.items()},
+        commit_us=envelope.commit_us,
+        base=Revision(*envelope.base),
     )

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from prometheus_client import parser
 
-from gateway.admin import api
+from gateway.admin import requests, views
 from gateway.control.store import StoreUnavailable
 from gateway.routing.state import EMPTY
 from tests.admin.conftest import Caller, replica
@@ -209,7 +209,7 @@ class TestWriting:
 
         answer = await admin.post("/apply", content=endless())
         assert "larger than" in detail(answer, 413)
-        assert sent <= api.BODY_LIMIT_BYTES + (2 << 20)
+        assert sent <= requests.BODY_LIMIT_BYTES + (2 << 20)
 
     @pytest.mark.parametrize(
         ("weights", "status", "says"),
@@ -288,7 +288,7 @@ class TestWriting:
 class TestEvents:
     async def test_what_happens_is_streamed(self, plane: ControlPlane) -> None:
         # httpx's transport collects a whole answer, and this one never ends: the stream itself is asked.
-        stream = api._Api(replica(plane))._stream()
+        stream = views._Views(replica(plane))._stream()
         try:
             assert (await anext(stream)).startswith(b":")
             assert plane.deliverer.held is EMPTY
@@ -317,8 +317,8 @@ class TestEvents:
     async def test_a_quiet_stream_stays_open(
         self, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(api, "KEEP_ALIVE_S", 0.0)
-        stream = api._Api(replica(plane))._stream()
+        monkeypatch.setattr(views, "KEEP_ALIVE_S", 0.0)
+        stream = views._Views(replica(plane))._stream()
         await anext(stream)
         assert await anext(stream) == b": still here\n\n"
         await stream.aclose()

@@ -1,0 +1,152 @@
+"""What the admin API shows of routes, replicas, history and the weights cache. Handlers only translate."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from gateway.admin import documents
+from gateway.admin.replica import Replica
+from gateway.admin.requests import integer_of, json_response
+from gateway.control.store import StoreUnavailable
+from gateway.routing.change import route_of
+from registry_client import ModelRef, split_model
+
+HISTORY_LIMIT = 1000
+KEEP_ALIVE_S = 15.0
+
+
+def view_routes(replica: Replica, prefix: str) -> list[Route]:
+    """Every path that only looks."""
+    views = _Views(replica)
+    return [
+        Route(f"{prefix}/routes", views.routes),
+        Route(f"{prefix}/routes/{{route}}", views.route),
+        Route(f"{prefix}/status", views.status),
+        Route(f"{prefix}/audit", views.audit),
+        Route(f"{prefix}/events", views.events),
+        Route(f"{prefix}/registries", views.registries),
+        Route(f"{prefix}/versions", views.versions),
+        Route(f"{prefix}/resolve", views.resolve),
+        Route(f"{prefix}/cache", views.cache),
+    ]
+
+
+class _Views:
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    async def routes(self, _: Request) -> Response:
+        held = self._replica.deliverer.held
+        return json_response(
+            {"revision": held.label, "routes": documents.route_documents(held, self._replica.totals())}
+        )
+
+    async def route(self, request: Request) -> Response:
+        held = self._replica.deliverer.held
+        name = request.path_params["route"]
+        route_of(held, name)
+        return json_response(
+            documents.route_document(held, name, self._replica.totals()), etag=str(held.revision)
+        )
+
+    async def status(self, _: Request) -> Response:
+        """This replica's standing and every live replica's acknowledgement."""
+        replica = self._replica
+        try:
+            members = await replica.store.members()
+        except StoreUnavailable:
+            members = [replica.member()]
+        own = replica.member()
+        return json_response(
+            {
+                "replica": own.replica,
+                "revision": replica.deliverer.held.label,
+                "ready": replica.ready(),
+                "degraded": replica.degraded(),
+                "members": [documents.member_document(member) for member in members],
+                "fetches": msgspec.to_builtins(list(replica.versions.weights.progress())),
+            }
+        )
+
+    async def audit(self, request: Request) -> Response:
+        limit = integer_of(request, "limit", 100, HISTORY_LIMIT)
+        return json_response(
+            {"records": documents.history_documents(await self._replica.store.history(limit))}
+        )
+
+    async def events(self, request: Request) -> Response:
+        return StreamingResponse(
+            self._stream(), media_type="text/event-stream", headers={"cache-control": "no-store"}
+        )
+
+    async def registries(self, _: Request) -> Response:
+        declared = self._replica.deliverer.held.state.registries
+        return json_response(
+            {
+                "registries": [
+                    {"name": name, "type": registry.type, "options": registry.options}
+                    for name, registry in sorted(declared.items())
+                ]
+            }
+        )
+
+    async def versions(self, request: Request) -> Response:
+        """The versions of `?model=registry/model`, the newest first."""
+        registry, model = split_model(request.query_params.get("model", ""))
+        versions = self._replica.versions
+        client = versions.registries.client(registry, self._replica.deliverer.held.state.registries)
+        found = await client.versions(model, limit=integer_of(request, "limit", 100, HISTORY_LIMIT))
+        aliases = await client.aliases(model)
+        return json_response(
+            {
+                "versions": [
+                    {
+                        **documents.version_document(version, await versions.weights.known_digest(version)),
+                        "aliases": sorted(
+                            alias for alias, number in aliases.items() if number == version.version
+                        ),
+                    }
+                    for version in found
+                ]
+            }
+        )
+
+    async def resolve(self, request: Request) -> Response:
+        """The pin behind `?reference=registry/model@revision`; with `fetch=true` its files are fetched."""
+        reference = ModelRef.parse(request.query_params.get("reference", ""))
+        declared = self._replica.deliverer.held.state.registries
+        pin, version = await self._replica.versions.look_up(reference, declared)
+        if request.query_params.get("fetch") == "true":
+            pin, _ = await self._replica.versions.fetch(pin, declared)
+        return json_response(
+            {"reference": str(reference), **documents.version_document(version, pin.digest or None)}
+        )
+
+    async def cache(self, _: Request) -> Response:
+        weights = self._replica.versions.weights
+        in_use = self._replica.deliverer.in_use()
+        cached = [
+            {**msgspec.to_builtins(entry), "in_use": entry.digest in in_use} for entry in await weights.list()
+        ]
+        return json_response({"versions": cached, "fetches": list(weights.progress())})
+
+    async def _stream(self) -> AsyncGenerator[bytes, None]:
+        with self._replica.events.subscribe() as events:
+            yield b": turnout events\n\n"
+            while True:
+                event: dict[str, Any] | None = None
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(KEEP_ALIVE_S):
+                        event = await events.get()
+                if event is None:
+                    yield b": still here\n\n"
+                else:
+                    yield b"event: %s\ndata: %s\n\n" % (event["kind"].encode(), msgspec.json.encode(event))
