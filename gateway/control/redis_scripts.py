@@ -1,7 +1,7 @@
 """The writes of the shared store, each one script: it happens whole or not at all, in one order for all.
 
 Every script takes the keys `:state :deny :log :ops :signals` and the arguments op_id, actor, reason,
-changes (JSON), then its own. It answers `{word, epoch, rev}` with the word `done`, `known` (this op_id was
+changes (JSON, with `chain.told_sha256` of all four in hex before it), then its own. It answers `{word, epoch, rev}` with the word `done`, `known` (this op_id was
 here before), `same` (nothing to change) or `conflict`.
 
 Reads come before writes, and the log before the rest: a key of a wrong type or a full memory then refuses
@@ -13,31 +13,56 @@ from __future__ import annotations
 import hashlib
 from functools import cache
 
+from gateway.control.redis_sha256 import SHA256
+
 OPS_KEPT = 10_000
 """Op ids that are remembered, in the order of their revisions."""
 LOG_KEPT = 10_000
 
 # Numbers are handled as text wherever they may pass 2^53 or Lua's 14 digits: microseconds do.
-_COMMON = f"""
+_COMMON = f"""{SHA256}
 local state, deny, log, ops, signals = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local op_id, actor, reason, changes = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local held = redis.call('HMGET', state, 'epoch', 'rev', 'sha256')
+local op_id, actor, reason = ARGV[1], ARGV[2], ARGV[3]
+local told, changes = string.sub(ARGV[4], 1, 64), string.sub(ARGV[4], 65)
+local held = redis.call('HMGET', state, 'epoch', 'rev', 'sha256', 'head')
 local epoch, rev, sha = held[1], held[2], held[3]
 redis.call('HLEN', deny)
 local known = redis.call('ZSCORE', ops, op_id)
 local time = redis.call('TIME')
 local us = time[1] .. string.format('%06d', time[2])
 
-local function commit(type, why)
+-- Of the state: were it that of the last line, the next change would hide that lines were removed. Only where
+-- the state was lost does the chain go on from the lines that are left.
+local function head_before()
+  if held[1] then return held[4] or '' end
+  local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+  for i = 1, last and #last[2] or 0, 2 do
+    if last[2][i] == 'head' then return last[2][i + 1] end
+  end
+  return ''
+end
+
+-- The same as `chain.head_with`.
+local function head_with(prev, type)
+  local fields = {{prev, told, type, epoch, rev, us, sha}}
+  for i, field in ipairs(fields) do fields[i] = #field .. ':' .. field end
+  return sha256(table.concat(fields))
+end
+
+local function commit(type)
+  local prev = head_before()
+  local head = head_with(prev, type)
   redis.call('XADD', log, 'MAXLEN', '~', {LOG_KEPT}, '*', 'type', type, 'epoch', epoch, 'rev', rev,
-    'sha256', sha, 'op_id', op_id, 'actor', actor, 'reason', why, 'us', us, 'changes', changes)
+    'sha256', sha, 'op_id', op_id, 'actor', actor, 'reason', reason, 'us', us, 'changes', changes,
+    'prev', prev, 'head', head)
+  redis.call('HSET', state, 'head', head)
   redis.call('ZADD', ops, rev, op_id)
   redis.call('ZREMRANGEBYRANK', ops, 0, -{OPS_KEPT + 1})
 end
 
 local function advance(type)
   rev = string.format('%.0f', tonumber(rev) + 1)
-  commit(type, reason)
+  commit(type)
   redis.call('HSET', state, 'epoch', epoch, 'rev', rev, 'op_id', op_id, 'actor', actor,
     'reason', reason, 'commit_us', us)
 end
@@ -113,13 +138,12 @@ return {'done', epoch, rev}
 """
 )
 
-# Own argument: the reason with the error.
 REJECT = (
     _COMMON
     + _ANSWER_KNOWN
     + """
 if not epoch then return {'conflict', '0', '0'} end
-commit('reject', ARGV[5])
+commit('reject')
 return {'done', epoch, rev}
 """
 )

@@ -2,7 +2,7 @@
 
 Keys, under one hash tag so that they share a slot: `{turnout:<namespace>}` and
 
-    :state      HASH epoch, rev, doc, sha256, op_id, actor, reason, commit_us, signals_id
+    :state      HASH epoch, rev, doc, sha256, op_id, actor, reason, commit_us, signals_id, head
     :deny       HASH route|digest → {version, rev, op_id, actor, reason, us}
     :log        STREAM, one entry a change; also what wakes the readers
     :signals    STREAM of rollback requests from outside
@@ -24,6 +24,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
 
 from gateway.control import redis_scripts
+from gateway.control.chain import encode_changes, told_sha256
 from gateway.control.member import FADES_S, AppliedClock
 from gateway.control.redis_connection import RedisAddress
 from gateway.control.redis_values import history_record, in_force, member_from, signal, text, tombstone_head
@@ -96,7 +97,7 @@ class RedisStore:
 
     async def reject(self, author: Author, error: str) -> None:
         reason = f"{author.reason} (refused: {error})" if author.reason else f"refused: {error}"
-        await self._commit(redis_scripts.REJECT, author, (), [reason])
+        await self._commit(redis_scripts.REJECT, msgspec.structs.replace(author, reason=reason), (), [])
 
     async def history(self, limit: int = 100) -> list[HistoryRecord]:
         if limit < 1:
@@ -160,8 +161,9 @@ class RedisStore:
         self, script: str, author: Author, changes: Changes, own: Sequence[str | bytes]
     ) -> Revision:
         keys = [self._key(name) for name in ("state", "deny", "log", "ops", "signals")]
-        encoded = msgspec.json.encode(list(changes))
-        arguments = [author.op_id, author.actor, author.reason, encoded, *own]
+        encoded = encode_changes(changes)
+        told = told_sha256(author.op_id, author.actor, author.reason, encoded)
+        arguments = [author.op_id, author.actor, author.reason, told.encode() + encoded, *own]
         word, epoch, rev = await self._run(script, keys, arguments)
         revision = Revision(int(epoch), int(rev))
         if word == b"conflict":

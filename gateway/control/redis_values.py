@@ -35,6 +35,7 @@ def in_force(state: Fields, denies: Fields, documents: Documents) -> InForce:
         revision=revision,
         state=document,
         denies={DenyKey.parse(text(key)): _deny(key, raw) for key, raw in denies.items()},
+        head=text(state.get(b"head", b"")),
     )
 
 
