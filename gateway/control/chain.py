@@ -9,8 +9,8 @@ line on: for that, a head has to be noted elsewhere. Pure; `redis_scripts` compu
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -51,6 +51,16 @@ def _counted(field: str) -> bytes:
     return b"%d:%b" % (len(raw), raw)
 
 
+class Noted(NamedTuple):
+    """A head that was seen earlier, and so must be in the history."""
+
+    head: str
+    words: str
+    """That follow "the head …", and say where it was seen."""
+    revision: Revision | None = None
+    """Where known: a line that is older than the oldest one left proves nothing."""
+
+
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What reading the whole history has shown."""
 
@@ -71,9 +81,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 class Verifier:
     """Reads lines from the oldest on, any number at a time, and then judges."""
 
-    def __init__(self, noted: Mapping[str, str]) -> None:
-        """`noted`: heads that were seen earlier, each with the words that say where."""
-        self._missing = dict(noted)
+    def __init__(self, noted: Sequence[Noted] = ()) -> None:
+        self._missing = {each.head: each for each in noted}
         self._lines = self._unprotected = 0
         self._first: HistoryRecord | None = None
         self._last: HistoryRecord | None = None
@@ -113,7 +122,9 @@ class Verifier:
         name = f"{line.where} (revision {_revision(record)}, {record.type} by {record.actor[:80]})"
         before = self._last.head if self._last else None
         if not record.head:
-            return f"{name} has no hash, and the line before it has one: it was put in by hand" if before else ""
+            return (
+                f"{name} has no hash, and the line before it has one: it was put in by hand" if before else ""
+            )
         if head_with(record) != record.head:
             return f"{name} was changed: it does not agree with its own hash"
         if before is not None and record.prev != before:
@@ -138,19 +149,27 @@ class Verifier:
         last = self._last.head if self._last else ""
         if head is None or head == last:
             return ""
-        end = f"the history ends with revision {_revision(self._last)}" if self._last else "the history is empty"
+        end = (
+            f"the history ends with revision {_revision(self._last)}"
+            if self._last
+            else "the history is empty"
+        )
         if not head:
             return f"{end}, and the state has lost the head that belongs to it"
-        return f"{end}, and its head is not the state's {head}: lines were removed from its end, or added to it"
+        return (
+            f"{end}, and its head is not the state's {head}: lines were removed from its end, or added to it"
+        )
 
     def _unseen(self) -> str:
-        for head, noted in self._missing.items():
-            return (
-                f"the head {head} {noted} is not in the history: it was written anew since, or the line is older than "
-                f"revision {_revision(self._first)}"
-                if self._first
-                else f"the head {head} {noted} is not in the history, which is empty"
-            )
+        first = self._first
+        for noted in self._missing.values():
+            if first is None:
+                return f"the head {noted.head[:80]} {noted.words} is not in the history, which is empty"
+            if noted.revision is None or noted.revision >= (first.epoch, first.rev):
+                return (
+                    f"the head {noted.head[:80]} {noted.words} is not in the history: it was written anew since, "
+                    f"or its line is older than revision {_revision(first)}, the oldest that is left"
+                )
         return ""
 
 

@@ -1,8 +1,9 @@
 """The writes of the shared store, each one script: it happens whole or not at all, in one order for all.
 
 Every script takes the keys `:state :deny :log :ops :signals` and the arguments op_id, actor, reason,
-changes (JSON, with `chain.told_sha256` of all four in hex before it), then its own. It answers `{word, epoch, rev}` with the word `done`, `known` (this op_id was
-here before), `same` (nothing to change) or `conflict`.
+changes (JSON, and before it `chain.told_sha256` of all four, in hex), then its own. It answers
+`{word, epoch, rev}` with the word `done`, `known` (this op_id was here before), `same` (nothing to change) or
+`conflict`.
 
 Reads come before writes, and the log before the rest: a key of a wrong type or a full memory then refuses
 the first write, and nothing is half done.

@@ -27,8 +27,18 @@ from gateway.control import redis_scripts
 from gateway.control.chain import encode_changes, told_sha256
 from gateway.control.member import FADES_S, AppliedClock
 from gateway.control.redis_connection import RedisAddress
+from gateway.control.redis_ledger import read_ledger
 from gateway.control.redis_values import history_record, in_force, member_from, signal, text, tombstone_head
-from gateway.control.store import Author, Changes, Conflict, HistoryRecord, Member, Signal, StoreUnavailable
+from gateway.control.store import (
+    Author,
+    Changes,
+    Conflict,
+    HistoryRecord,
+    Ledger,
+    Member,
+    Signal,
+    StoreUnavailable,
+)
 from gateway.routing.documents import Documents
 from gateway.routing.state import DenyKey, InForce, Revision, State, encode_state, state_sha256
 
@@ -106,6 +116,9 @@ class RedisStore:
             entries: Any = await self._redis.xrevrange(self._key("log"), count=limit)
         records = (history_record(fields) for _, fields in entries)
         return [record for record in records if record is not None]
+
+    async def ledger(self) -> Ledger:
+        return await read_ledger(self._redis, self._address, self._key("state"), self._key("log"))
 
     async def watch(self) -> AsyncGenerator[list[Signal], None]:
         redis = self._address.connect(timeout_s=WATCH_TIMEOUT_S)

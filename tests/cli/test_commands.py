@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gateway.cli.views import changes_cell
+from gateway.cli.audit import changes_cell
 from registry_client.adapters.directory import publish
 from tests import models
 from tests.servers.gateway import Gateway
