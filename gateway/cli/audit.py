@@ -15,22 +15,20 @@ _CHANGES_SHOWN = 3
 _OUTPUT = click.option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table")
 
 
-class _At(click.ParamType):
-    """A time as people write it, as microseconds since the epoch."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return microseconds(str(value), datetime.now().astimezone())
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+def _at_us(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
+    """Microseconds since the epoch."""
+    try:
+        return None if text is None else microseconds(text, datetime.now().astimezone())
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @click.command()
 @click.argument("route", required=False)
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
-@click.option("--at", type=_At(), metavar="TIME", help="What served then: 14:03, 2026-11-23T14:03, -10m.")
+@click.option(
+    "--at", callback=_at_us, metavar="TIME", help="What served then: 14:03, 2026-11-23T14:03, -10m."
+)
 @_OUTPUT
 @click.pass_obj
 def history(admin: AdminClient, route: str | None, limit: int, at: int | None, output: str) -> None:
@@ -88,11 +86,7 @@ def _say_verdict(verdict: dict[str, Any]) -> None:
     say(f"newest      {verdict['newest']}, {moment(verdict['newest_us'])}")
     say(f"head        {verdict['head'] or 'none'}")
     if not verdict["broken"]:
-        say(
-            "every line is as it was written"
-            if not verdict["unprotected"]
-            else "every other line is as it was written"
-        )
+        say(f"every {'other ' if verdict['unprotected'] else ''}line is as it was written")
 
 
 def _show_served(document: dict[str, Any], output: str) -> None:

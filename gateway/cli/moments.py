@@ -26,7 +26,7 @@ def _moment(text: str, now: datetime) -> datetime:
         if ago := _AGO.fullmatch(text):
             return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
         if ":" in text and "-" not in text[:5] and "T" not in text and " " not in text:
-            return _last(time.fromisoformat(text), now)
+            return _last(time.fromisoformat(text.zfill(5) if len(text) == 4 else text), now)
         moment = datetime.fromisoformat(text)
         # A day alone could be its beginning or its end.
         if ":" not in text:

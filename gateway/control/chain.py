@@ -127,6 +127,8 @@ class Verifier:
             )
         if head_with(record) != record.head:
             return f"{name} was changed: it does not agree with its own hash"
+        if before == "" and self._last and not _may_follow(record, self._last):
+            return f"{name} is of no later revision than {_revision(self._last)} before it, which has no hash"
         if before is not None and record.prev != before:
             return (
                 f"{name} does not continue revision {_revision(self._last)} before it: there a line was removed, "
@@ -171,6 +173,12 @@ class Verifier:
                     f"or its line is older than revision {_revision(first)}, the oldest that is left"
                 )
         return ""
+
+
+def _may_follow(record: HistoryRecord, before: HistoryRecord) -> bool:
+    """Whether their revisions allow it: every line but a reject begins a new one."""
+    one, other = (record.epoch, record.rev), (before.epoch, before.rev)
+    return one >= other if record.type == "reject" else one > other
 
 
 def _revision(record: HistoryRecord | None) -> str:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from gateway.control import state_file
-from gateway.control.history_file import KEPT_LINES, HistoryFile
+from gateway.control.history_file import HistoryFile
 from gateway.control.member import FADES_S, AppliedClock
 from gateway.control.store import (
     Author,
@@ -146,7 +146,7 @@ class FileStore:
         # Under the lock: a line comes before the state that holds its head.
         async with self._owned():
             held, lines = await asyncio.to_thread(self._read_ledger)
-        return Ledger(head=held.head if held else None, kept=KEPT_LINES, pages=_one_page(lines))
+        return Ledger(head=held.head if held else None, kept=self._history.kept_lines, pages=_one_page(lines))
 
     async def watch(self) -> AsyncGenerator[list[Signal], None]:
         """As `Store.watch`; there are no signals, because nobody but this machine reaches the store."""
@@ -218,9 +218,10 @@ class FileStore:
         # The order matters: a line without its state is ignored and cut off, a state without its line
         # would be a change that nobody can account for.
         head = self._history.append(self._record(made.type, made.held, author, author.reason, changes), held)
-        self._write_state(msgspec.structs.replace(made.held, head=head))
+        committed = msgspec.structs.replace(made.held, head=head)
+        self._write_state(committed)
         with suppress(OSError):
-            self._history.compact()
+            self._history.compact(committed)
         return made.revision
 
     def _write_state(self, held: InForce) -> None:

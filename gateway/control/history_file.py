@@ -61,6 +61,11 @@ class HistoryFile:
         return found if found is not None and found.epoch == epoch else None
 
     @property
+    def kept_lines(self) -> int:
+        """How many lines are always left."""
+        return self._kept_lines
+
+    @property
     def last_epoch(self) -> int:
         """The highest epoch that was ever begun here, or 0."""
         return self._last_epoch
@@ -91,10 +96,11 @@ class HistoryFile:
         if self._path.exists():
             self._truncate()
 
-    def compact(self) -> None:
+    def compact(self, in_force: InForce) -> None:
         """Keeps the file bounded."""
         if len(self._records) < 2 * self._kept_lines:
             return
+        self.settle(in_force)  # with the line of the change that has just come into force
         kept = self._records[-self._kept_lines :]
         state_file.replace(self._path, b"".join(msgspec.json.encode(record) + b"\n" for record in kept))
         self._forget()
@@ -140,8 +146,8 @@ def _uncommitted(record: HistoryRecord, in_force: InForce | None) -> bool:
     """
     if in_force is None:
         return record.rev == 1 and record.type in ("put", "restore")
-    if in_force.head and record.prev == in_force.head:
-        return True
+    if in_force.head and record.head:
+        return record.prev == in_force.head
     return (record.epoch, record.rev) > in_force.revision
 
 
