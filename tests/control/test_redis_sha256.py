@@ -30,6 +30,6 @@ def test_it_is_sha_256(shared_redis: RedisServer, text: bytes) -> None:
 
 def in_redis(server: RedisServer, text: bytes) -> str:
     with redis.Redis(port=server.port) as plain:
-        found = plain.eval(f"{SHA256} return sha256(ARGV[1])", 0, text)  # type: ignore[arg-type]
+        found = plain.eval(f"{SHA256} return sha256(ARGV[1])", 0, text)
     assert isinstance(found, bytes)
     return found.decode()
