@@ -44,7 +44,7 @@ def history(admin: AdminClient, route: str | None, limit: int, at: int | None, o
             moment(record["us"]),
             record["type"],
             record["actor"],
-            changes_cell([change for change in record["changes"] if route in (None, change["route"])]),
+            changes_cell([change for change in record["changes"] if route in (None, change.get("route"))]),
             record["reason"],
         )
         for record in document["records"]
@@ -120,20 +120,22 @@ def changes_cell(changes: list[dict[str, Any]]) -> str:
 
 
 def _change_line(change: dict[str, Any]) -> str:
-    return f"{change['route']}: {_mix(change['before'])} -> {_mix(change['after'])}"
+    return f"{change.get('route')}: {_mix(change.get('before'))} -> {_mix(change.get('after'))}"
 
 
 def _mix(serving: dict[str, Any] | None) -> str:
     if serving is None:
         return "nothing"
-    return (
-        ", ".join(
+    try:
+        shares = [
             f"{name} {variant['version']} {variant['share']:g}%"
             for name, variant in serving.items()
             if variant["share"]
-        )
-        or "no traffic"
-    )
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        # Somebody wrote to the history by hand; `audit verify` says where.
+        return "unreadable"
+    return ", ".join(shares) or "no traffic"
 
 
 COMMANDS = (history, audit)

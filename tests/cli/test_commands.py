@@ -162,6 +162,11 @@ def test_a_history_of_many_routes_stays_readable() -> None:
     assert shown.endswith("and 197 routes more (-o json)")
 
 
+@pytest.mark.parametrize("mix", ["A", 7, {"stable": "A"}, {"stable": {"share": "much", "version": "1"}}])
+def test_a_history_that_was_written_by_hand_is_no_traceback(mix: object) -> None:
+    assert changes_cell([{"route": "r", "after": mix}]) == "r: nothing -> unreadable"
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

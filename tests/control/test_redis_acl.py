@@ -10,6 +10,7 @@ import redis
 from gateway.control.redis_store import RedisStore
 from gateway.control.store import StoreUnavailable
 from gateway.routing.state import Revision
+from tests.contracts.chain import verify
 from tests.contracts.store import BAD, EMPTY, author, document, member, soon
 from tests.servers.redis import RedisServer
 
@@ -35,6 +36,8 @@ async def test_each_user_can_do_its_work_and_no_more(own_redis: RedisServer) -> 
     await store.report(member("one"))
     assert len(await store.members()) == 1 and len(await store.history()) == 4
     assert await store.read() is not None
+    verdict = await verify(store)
+    assert (verdict.broken, verdict.lines) == ("", 4)
 
     watch = store.watch()
     await soon(anext(watch))
