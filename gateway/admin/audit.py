@@ -49,7 +49,10 @@ class _Audit:
     async def verify(self, request: Request) -> Response:
         """Reads all of it. What this replica holds is one more witness: its head must be in there too."""
         held = self._replica.deliverer.held
-        noted = [Noted(head, "that was given") for head in request.query_params.getlist("head")[:HEADS_LIMIT]]
+        given = request.query_params.getlist("head")
+        if len(given) > HEADS_LIMIT:
+            raise HTTPException(422, f"head: {len(given)} of them are too many; at most {HEADS_LIMIT}")
+        noted = [Noted(head, "that was given") for head in given]
         if held.head:
             noted.append(
                 Noted(held.head, f"that this replica took with revision {held.revision}", held.revision)
@@ -57,7 +60,7 @@ class _Audit:
         ledger = await self._replica.store.ledger()
         verifier = Verifier(noted)
         async for lines in ledger.pages:
-            # In a thread, as below: ten thousand lines take a quarter of a second, and rollbacks go through this loop.
+            # In a thread, as below: ten thousand lines, or routes, take a while, and rollbacks go through this loop.
             await asyncio.to_thread(verifier.read, lines)
         return json_response(verifier.verdict(ledger.head, ledger.kept))
 
@@ -69,7 +72,8 @@ class _Audit:
         async for lines in ledger.pages:
             await asyncio.to_thread(then.read, [line.record for line in lines if line.record is not None])
         try:
-            return json_response({"at_us": at_us, "revision": then.revision, "routes": then.served(now)})
+            routes = await asyncio.to_thread(then.served, now)
+            return json_response({"at_us": at_us, "revision": then.revision, "routes": routes})
         except NotTold as error:
             raise HTTPException(422, f"at: {error}") from error
 

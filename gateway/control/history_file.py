@@ -108,6 +108,8 @@ class HistoryFile:
     def committed(self, in_force: InForce | None, limit: int) -> list[HistoryRecord]:
         """The newest first, without the store's lock and without the lines that never came into force."""
         records = [line.record for line in self.lines(in_force) if line.record is not None]
+        if records and _after(records[-1], in_force):  # several changes came since the state was read
+            records.pop()
         return records[: -limit - 1 : -1]
 
     def lines(self, in_force: InForce | None) -> list[Line]:
@@ -139,15 +141,20 @@ class HistoryFile:
 
 
 def _uncommitted(record: HistoryRecord, in_force: InForce | None) -> bool:
-    """Whether the line tells of a change that never came about: the state still holds the head before it.
+    """Whether the line tells of a change that never came about: the state still holds the head before it."""
+    if in_force is not None and in_force.head and record.head:
+        return record.prev == in_force.head
+    return _after(record, in_force)
+
+
+def _after(record: HistoryRecord, in_force: InForce | None) -> bool:
+    """The same by revisions alone.
 
     Without a state only a first change can be under way. Older lines then tell of a state that was lost or
     set aside, and stay.
     """
     if in_force is None:
         return record.rev == 1 and record.type in ("put", "restore")
-    if in_force.head and record.head:
-        return record.prev == in_force.head
     return (record.epoch, record.rev) > in_force.revision
 
 

@@ -86,6 +86,10 @@ class TestVerify:
         ).json()
         assert f"the head {'a' * 64} that was given is not in the history" in verdict["broken"]
 
+    async def test_too_many_heads(self, admin: httpx.AsyncClient) -> None:
+        many = [("head", str(n)) for n in range(101)]
+        assert "at most 100" in detail(await admin.get(f"{AUDIT}/verify", params=many), 422)
+
     async def test_the_replica_itself_is_a_witness(
         self, admin: httpx.AsyncClient, plane: ControlPlane
     ) -> None:
