@@ -35,7 +35,7 @@ local us = time[1] .. string.format('%06d', time[2])
 -- Of the state: were it that of the last line, the next change would hide that lines were removed. Only where
 -- the state was lost does the chain go on from the lines that are left.
 local function head_before()
-  if held[1] then return held[4] or '' end
+  if held[1] or held[4] then return held[4] or '' end
   local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
   for i = 1, last and #last[2] or 0, 2 do
     if last[2][i] == 'head' then return last[2][i + 1] end
