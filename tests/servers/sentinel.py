@@ -183,11 +183,11 @@ class SentinelGroup:
 
     def _leads(self, server: RedisServer | None) -> bool:
         role = self.ask(server, "ROLE") if server else None
-        return bool(role) and role[0] == "master"
+        return role is not None and role[0] == "master"
 
     def _following(self, primary: RedisServer) -> int:
         role = self.ask(primary, "ROLE")
-        return len(role[2]) if role and role[0] == "master" else 0
+        return len(role[2]) if role is not None and role[0] == "master" else 0
 
     def _whole(self) -> bool:
         primary = self._agreed()
