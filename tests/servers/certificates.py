@@ -14,6 +14,8 @@ import pytest
 class Certificate:
     file: Path
     key: Path
+    authority: Path
+    """Who signed it."""
 
 
 class Authority:
@@ -29,7 +31,9 @@ class Authority:
 
     def sign(self, name: str) -> Certificate:
         """For 127.0.0.1, for servers and clients alike."""
-        made = Certificate(file=self._directory / f"{name}.pem", key=self._directory / f"{name}.key")
+        made = Certificate(
+            file=self._directory / f"{name}.pem", key=self._directory / f"{name}.key", authority=self.file
+        )
         request, extension = self._directory / f"{name}.csr", self._directory / "san"
         extension.write_text("subjectAltName=IP:127.0.0.1\n")
         _openssl("req", *_NEW_KEY, made.key, "-out", request, "-subj", f"/CN={name}")
