@@ -337,7 +337,7 @@ class TestAServerThatFails:
         store = RedisStore(own_redis.url, "ns", "replica", jitter=lambda: 0.1)
         await store.put(document(), EMPTY, author("a"), [])
         with redis.Redis(port=own_redis.port) as plain:
-            stale = {key: plain.dump(key) for key in plain.keys()}
+            stale = {key: plain.dump(key) for key in plain.scan_iter()}
             plain.xadd("{turnout:ns}:log", {"type": "put"}, id="9999999999999-0")
             plain.xadd("{turnout:ns}:signals", {"action": "rollback"}, id="9999999999999-0")
             await store.seen("9999999999999-0")
