@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis.exceptions as errors
 from redis.asyncio.connection import AbstractConnection
@@ -39,12 +39,23 @@ _MEANINGS: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
+class Primary(NamedTuple):
+    """What a sentinel says of its service; of two, the greater one is the newer."""
+
+    config_epoch: int
+    host: Host
+    replicas: int
+    """How many it knows, whether they are up or not."""
+
+
 class RedisLine:
     """One connection. A call that failed or was cancelled half-way leaves answers behind, which would be
     taken for the next call's: so it is closed then, and never used again."""
 
-    def __init__(self, connection: AbstractConnection) -> None:
+    def __init__(self, connection: AbstractConnection, host: Host | None = None) -> None:
         self._connection = connection
+        self.host = host
+        """Where the sentinels said that it leads; None without Sentinel."""
         self.broken = False
         self.heard = -math.inf
 
@@ -161,8 +172,8 @@ class RedisConnections:
         except (errors.RedisError, OSError, TimeoutError) as error:
             raise StoreUnavailable(f"Redis at {self.address.masked}: {_meaning(error)}") from error
 
-    async def primary(self) -> Host | None:
-        """Where the sentinels say that the primary is; None where the address names one server.
+    async def primary(self) -> Primary | None:
+        """What the sentinels say where the primary is; None where the address names one server.
 
         Asks all of them at once: of those that answer, the one with the newest configuration is right, and
         one that was cut off from the others, or that is frozen, is not waited for.
@@ -170,7 +181,7 @@ class RedisConnections:
         if not self.address.service:
             return None
         asked = [asyncio.create_task(self._ask(sentinel)) for sentinel in self.address.sentinels]
-        answers: list[tuple[int, Host]] = []
+        answers: list[Primary] = []
         failed: Exception | None = None
         try:
             for answer in asyncio.as_completed(asked):
@@ -186,7 +197,7 @@ class RedisConnections:
             await asyncio.gather(*asked, return_exceptions=True)
         if not answers:
             raise errors.ConnectionError(f"no sentinel knows where {self.address.service} is: {failed}")
-        return max(answers)[1]
+        return max(answers)
 
     async def aclose(self) -> None:
         """Calls that are under way fail, and what is opened later is closed after its call."""
@@ -194,7 +205,7 @@ class RedisConnections:
         for line in list(self._lines):
             await self._discard(line)
 
-    async def _ask(self, sentinel: Host) -> tuple[int, Host]:
+    async def _ask(self, sentinel: Host) -> Primary:
         line = RedisLine(self.address.sentinel(sentinel))
         try:
             async with asyncio.timeout(SENTINEL_TIMEOUT_S):
@@ -203,7 +214,8 @@ class RedisConnections:
             line.broken = True
             await line.close()
         known = {bytes(name): value for name, value in zip(answer[::2], answer[1::2], strict=True)}
-        return int(known[b"config-epoch"]), (known[b"ip"].decode(), int(known[b"port"]))
+        host = known[b"ip"].decode(), int(known[b"port"])
+        return Primary(int(known[b"config-epoch"]), host, int(known[b"num-slaves"]))
 
     async def _take(self) -> RedisLine:
         while self._idle:
@@ -215,8 +227,9 @@ class RedisConnections:
         return await self._open()
 
     async def _open(self) -> RedisLine:
-        host = await self.primary()
-        line = RedisLine(self.address.server(host))
+        primary = await self.primary()
+        host = primary.host if primary else None
+        line = RedisLine(self.address.server(host), host)
         self._lines.add(line)
         try:
             if host is not None:

@@ -181,7 +181,7 @@ class RedisStore:
             if word == b"conflict":
                 raise Conflict(revision)
             # On the same connection: a server knows of each what it has written last.
-            kept = await durable(line, self._connections.address) if word == b"done" else None
+            kept = await durable(line, self._connections) if word == b"done" else None
         return Committed(*revision, durable=kept)
 
 

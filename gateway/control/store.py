@@ -38,8 +38,8 @@ class Committed(Revision):
     """The revision that a change made, and whether the change outlives the store's primary."""
 
     durable: bool | None
-    """True: on the primary's disk, or, under Sentinel, with every replica that is connected. False: as far as
-    is known a loss of the primary would undo it. None: the store cannot say, or nothing was written."""
+    """True: on the primary's disk, or, under Sentinel, with every replica that the sentinels know. False: a
+    loss of the primary may undo it. None: the store cannot say, or nothing was written."""
 
     def __new__(cls, epoch: int, rev: int, durable: bool | None = None) -> Self:
         made = super().__new__(cls, epoch, rev)
