@@ -199,6 +199,17 @@ class RedisConnections:
             raise errors.ConnectionError(f"no sentinel knows where {self.address.service} is: {failed}")
         return max(answers)
 
+    async def see_that_it_leads(self, line: RedisLine) -> None:
+        """Breaks a connection whose server was deposed. It does not know of that for up to ten seconds, and
+        goes on answering meanwhile. Raises the driver's `ConnectionError`."""
+        try:
+            primary = await self.primary()
+        except errors.RedisError:
+            return  # without sentinels there is no fail-over either
+        if primary is not None and primary.host != line.host:
+            line.broken = True
+            raise errors.ConnectionError(f"{self.address.service} has another primary now")
+
     async def aclose(self) -> None:
         """Calls that are under way fail, and what is opened later is closed after its call."""
         self._closed = True

@@ -133,7 +133,9 @@ class RedisStore:
         ):
             while True:
                 with self._connections.mapped():
-                    signals = await anext(found)
+                    signals, compared = await anext(found)
+                    if compared:
+                        await self._connections.see_that_it_leads(line)
                 yield signals
 
     async def seen(self, signal_id: str) -> None:

@@ -179,6 +179,26 @@ class TestWhatIsNotTheStore:
             await late.read()
         await late.aclose()
 
+    async def test_a_primary_that_was_deposed_and_does_not_know_it(
+        self, sentinel_group: SentinelGroup
+    ) -> None:
+        """It answers as before, for up to ten seconds: the next compare leaves it."""
+        store = RedisStore(sentinel_group.url, "ns", "replica", jitter=lambda: 0.1)
+        await store.put(document(), EMPTY, author("a"), [])
+        watch = store.watch()
+        await soon(anext(watch))
+        (another, _) = sentinel_group.replicas()
+        for sentinel in sentinel_group.sentinels:
+            sentinel_group.ask(sentinel, "SENTINEL", "REMOVE", SERVICE)
+            sentinel_group.ask(sentinel, "SENTINEL", "MONITOR", SERVICE, "127.0.0.1", str(another.port), "2")
+        with pytest.raises(StoreUnavailable, match="another primary"):
+            async with asyncio.timeout(3):
+                while True:
+                    await anext(watch)
+        with pytest.raises(StoreUnavailable, match="no primary"):
+            await store.read()
+        await store.aclose()
+
     async def test_no_sentinel_answers(self, sentinel_group: SentinelGroup) -> None:
         sentinel_group.sentinels[0].freeze()
         for sentinel in sentinel_group.sentinels[1:]:
