@@ -105,8 +105,6 @@ class RedisLine:
         abrupt, self.broken = self.broken, True
         with suppress(errors.RedisError, OSError, TimeoutError):
             await self._connection.disconnect(nowait=abrupt)
-        # The loop closes the socket in its next round.
-        await asyncio.sleep(0)
 
 
 class RedisConnections:
@@ -137,8 +135,8 @@ class RedisConnections:
                 line = await self._take()
                 try:
                     yield line
-                except errors.ReadOnlyError:
-                    # What was the primary is one no longer.
+                except errors.RedisError:
+                    # Also what the server refuses: it may be a primary no longer.
                     line.broken = True
                     raise
                 finally:
@@ -161,6 +159,9 @@ class RedisConnections:
                 line = await self._open()
         try:
             yield line
+        except BaseException:
+            line.broken = True
+            raise
         finally:
             await self._give_back(line)
 
@@ -213,8 +214,7 @@ class RedisConnections:
     async def aclose(self) -> None:
         """Calls that are under way fail, and what is opened later is closed after its call."""
         self._closed = True
-        for line in list(self._lines):
-            await self._discard(line)
+        await self._discard(*self._lines)
 
     async def _ask(self, sentinel: Host) -> Primary:
         line = RedisLine(self.address.sentinel(sentinel))
@@ -223,7 +223,7 @@ class RedisConnections:
                 (answer,) = await line.call(["SENTINEL", "MASTER", self.address.service])
         finally:
             line.broken = True
-            await line.close()
+            await self._discard(line)
         known = {bytes(name): value for name, value in zip(answer[::2], answer[1::2], strict=True)}
         host = known[b"ip"].decode(), int(known[b"port"])
         return Primary(int(known[b"config-epoch"]), host, int(known[b"num-slaves"]))
@@ -261,12 +261,15 @@ class RedisConnections:
         idle, self._idle = self._idle, []
         for one in (line, *idle):
             one.broken = True
-            await self._discard(one)
+        await self._discard(line, *idle)
 
-    async def _discard(self, line: RedisLine) -> None:
+    async def _discard(self, *lines: RedisLine) -> None:
         self._heard = self.heard
-        self._lines.discard(line)
-        await line.close()
+        for line in lines:
+            self._lines.discard(line)
+            await line.close()
+        # The loop closes the sockets in its next round.
+        await asyncio.sleep(0)
 
 
 def _meaning(error: Exception) -> str:
