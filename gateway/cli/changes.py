@@ -155,6 +155,8 @@ def _show_outcome(document: dict[str, Any], output: str) -> None:
         show(document, (), (), output)
         return
     say(f"{document['message'] or 'done'} (revision {document['revision']})")
+    if document.get("durable") is False:
+        say("it is in force, but not on the store's disk or replicas yet: a loss of the primary may undo it")
 
 
 def _settle(admin: AdminClient, document: dict[str, Any], wait: bool, timeout_s: float, output: str) -> int:

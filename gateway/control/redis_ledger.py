@@ -6,11 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from redis.asyncio import Redis
-
-from gateway.control.redis_connection import RedisAddress
-from gateway.control.redis_scripts import LOG_KEPT
-from gateway.control.redis_values import history_record, text
+from gateway.control.redis_connection import RedisConnections
+from gateway.control.redis_scripts import LEDGER, LOG_KEPT
+from gateway.control.redis_values import fields, history_record, text
 from gateway.control.store import HistoryRecord, Ledger, Line
 
 PAGE = 200
@@ -18,26 +16,20 @@ PAGE = 200
 _FIELDS = frozenset(name.encode() for name in HistoryRecord.__struct_fields__)
 
 
-async def read_ledger(redis: Redis, address: RedisAddress, state: str, log: str) -> Ledger:
+async def read_ledger(connections: RedisConnections, state: str, log: str) -> Ledger:
     """The lines up to the end that the log has now, and the head that the state holds now."""
-    with address.mapped():
-        async with redis.pipeline(transaction=True) as pipe:
-            pipe.hmget(state, ["epoch", "head"])
-            pipe.xrevrange(log, count=1)
-            (epoch, head), last = await pipe.execute()
-    end = last[0][0] if last else None
+    (epoch, head), last = await connections.script(LEDGER, [state, log], [])
     return Ledger(
         head=text(head or b"") if epoch is not None else None,
         kept=LOG_KEPT,
-        pages=_pages(redis, address, log, end),
+        pages=_pages(connections, log, last[0][0] if last else None),
     )
 
 
-async def _pages(redis: Redis, address: RedisAddress, log: str, end: Any) -> AsyncIterator[Sequence[Line]]:
+async def _pages(connections: RedisConnections, log: str, end: Any) -> AsyncIterator[Sequence[Line]]:
     start: Any = b"-"
     while end is not None:
-        with address.mapped():
-            entries: Any = await redis.xrange(log, min=start, max=end, count=PAGE)
+        (entries,) = await connections.call(["XRANGE", log, start, end, "COUNT", PAGE])
         if not entries:
             return
         # In a thread: rollbacks go through this loop.
@@ -45,9 +37,11 @@ async def _pages(redis: Redis, address: RedisAddress, log: str, end: Any) -> Asy
         start = b"(" + entries[-1][0]
 
 
-def _lines(entries: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> list[Line]:
-    return [Line(f"entry {text(id_)}", _record(fields)) for id_, fields in entries]
+def _lines(entries: Sequence[tuple[bytes, Sequence[bytes]]]) -> list[Line]:
+    return [Line(f"entry {text(id_)}", _record(flat)) for id_, flat in entries]
 
 
-def _record(fields: dict[bytes, bytes]) -> HistoryRecord | None:
-    return history_record(fields) if fields.keys() <= _FIELDS else None
+def _record(flat: Sequence[bytes]) -> HistoryRecord | None:
+    found = fields(flat)
+    # A pair that is written twice would hide behind its last one.
+    return history_record(found) if found.keys() <= _FIELDS and len(flat) == 2 * len(found) else None

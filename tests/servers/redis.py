@@ -6,23 +6,30 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+
+from tests.servers.certificates import Certificate
 
 KINDS = ("valkey", "redis")
 READY_S = 10.0
 
 
 class RedisServer:
-    """One server on a free loopback port; its data stays in `directory` between two lives."""
+    """One server on a free loopback port; its data stays in `directory` between two lives.
 
-    def __init__(self, kind: str, directory: Path) -> None:
+    With `tls` it speaks nothing else, and wants a certificate of its clients.
+    """
+
+    def __init__(self, kind: str, directory: Path, tls: Certificate | None = None) -> None:
         self.kind = kind
-        self.port = _free_port()
+        self._tls = tls
+        self.port = free_port()
         self._binary = binary(kind)
         self.directory = directory
         self._process: subprocess.Popen[bytes] | None = None
@@ -40,13 +47,7 @@ class RedisServer:
         self.directory.mkdir(parents=True, exist_ok=True)
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [
-                    *(self._binary, "--port", str(self.port), "--bind", "127.0.0.1"),
-                    *("--dir", str(self.directory), "--save", "", "--appendonly", "yes"),
-                    *("--appendfsync", "always", *options),
-                ],
-                stdout=log,
-                stderr=log,
+                [*_dies_with_us(), self._binary, *self._arguments(options)], stdout=log, stderr=log
             )
         self._wait_until_ready()
 
@@ -66,6 +67,23 @@ class RedisServer:
     def restart(self, *options: str) -> None:
         self.kill()
         self.start(*options)
+
+    def _arguments(self, options: Sequence[str]) -> list[str]:
+        return [
+            *(word for name, value in self._listening() for word in (f"--{name}", value)),
+            *("--dir", str(self.directory), "--save", "", "--appendonly", "yes"),
+            *("--appendfsync", "always", *options),
+        ]
+
+    def _listening(self) -> list[tuple[str, str]]:
+        """Names and values, as both kinds of configuration have them."""
+        if self._tls is None:
+            return [("port", str(self.port)), ("bind", "127.0.0.1")]
+        return [
+            *(("port", "0"), ("tls-port", str(self.port)), ("bind", "127.0.0.1")),
+            *(("tls-cert-file", str(self._tls.file)), ("tls-key-file", str(self._tls.key))),
+            *(("tls-ca-cert-file", str(self._tls.authority)), ("tls-replication", "yes")),
+        ]
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None
@@ -89,12 +107,20 @@ class RedisServer:
 
     def _answers(self) -> bool:
         try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+            with self._connected() as connection:
                 connection.sendall(b"PING\r\n")
                 # NOAUTH is an answer too; LOADING is not ready yet.
                 return connection.recv(64).startswith((b"+PONG", b"-NOAUTH", b"-NOPERM"))
         except OSError:
             return False
+
+    def _connected(self) -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=1)
+        if self._tls is None:
+            return connection
+        context = ssl.create_default_context(cafile=self._tls.authority)
+        context.load_cert_chain(self._tls.file, self._tls.key)
+        return context.wrap_socket(connection, server_hostname="127.0.0.1")
 
 
 def binary(kind: str) -> str:
@@ -108,7 +134,13 @@ def binary(kind: str) -> str:
     return found
 
 
-def _free_port() -> int:
+def _dies_with_us() -> list[str]:
+    """No server outlives a test run that was itself killed. It is tied to the thread that started it."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL"] if setpriv else []
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
