@@ -98,6 +98,10 @@ class RedisStore:
         reason = f"{author.reason} (refused: {error})" if author.reason else f"refused: {error}"
         await self._commit(redis_scripts.REJECT, author, (), [reason])
 
+    async def known(self, op_id: str) -> bool:
+        with self._address.mapped():
+            return await self._redis.zscore(self._key("ops"), op_id) is not None
+
     async def history(self, limit: int = 100) -> list[HistoryRecord]:
         if limit < 1:
             return []
