@@ -25,6 +25,7 @@ _MODULES = {
     **dict.fromkeys(("plan", "apply", "weights", "rollback", "allow"), "gateway.cli.changes"),
     **dict.fromkeys(("get", "describe", "history", "status", "cache"), "gateway.cli.views"),
     **dict.fromkeys(("resolve", "push"), "gateway.cli.registries"),
+    "token": "gateway.cli.tokens",
 }
 
 
