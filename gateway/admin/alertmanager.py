@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -42,6 +44,17 @@ def routes_of(alert: Alert) -> dict[str, str | None]:
     if not route:
         raise ChangeRefused(f"{_name(alert)} names no route: give it a label {' or '.join(_ROUTE)}")
     return named_routes(route, _first(_VERSION, alert.labels) or _first(_VERSION, alert.annotations))
+
+
+def routes_first(alerts: Iterable[Alert]) -> list[Alert]:
+    """For each route its first alert, then the second ones: a hundred instances of one keep no other waiting."""
+    before: Counter[str] = Counter()
+    ranked = []
+    for alert in alerts:
+        route = _first(_ROUTE, alert.labels)
+        ranked.append((before[route], alert))
+        before[route] += 1
+    return [alert for _, alert in sorted(ranked, key=lambda pair: pair[0])]
 
 
 def author_of(alert: Alert, actor: str) -> Author:

@@ -17,8 +17,10 @@ from gateway.admin.replica import Replica
 from gateway.admin.requests import actor_of, author_of, json_response, read_body
 from gateway.routing.change import ChangeRefused
 
-ALERTS_AT_ONCE = 1000
+ALERTS_LIMIT = 1000
 """Of one post; each is a line of the history."""
+ALERTS_AT_ONCE = 32
+"""Each has a connection to the store while it asks; and where the store is frozen, each waits for it in vain."""
 ALERTMANAGER = "alertmanager"
 
 
@@ -37,11 +39,16 @@ class _Hooks:
         422 where one of them was refused: Alertmanager logs it and counts a failed notification. 503 where one
         could not be written down: it tries again, and what was done is not done twice.
         """
-        firing = [alert for alert in await self._alerts(request) if alert.status == "firing"]
+        alerts = await self._alerts(request)
+        firing = alertmanager.routes_first(alert for alert in alerts if alert.status == "firing")
         actor = actor_of(request, ALERTMANAGER)
-        answers = await asyncio.gather(
-            *(self._obey(alert, actor) for alert in firing[:ALERTS_AT_ONCE]), return_exceptions=True
-        )
+        limit = asyncio.Semaphore(ALERTS_AT_ONCE)
+
+        async def one(alert: Alert) -> dict[str, Any]:
+            async with limit:
+                return await self._obey(alert, actor)
+
+        answers = await asyncio.gather(*map(one, firing[:ALERTS_LIMIT]), return_exceptions=True)
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
@@ -84,7 +91,7 @@ class _Hooks:
         refused = [answer["message"] for answer in answers if answer["refused"]]
         if passed_over:
             refused.append(
-                f"{passed_over} alerts more than {ALERTS_AT_ONCE} in one post are passed over: "
+                f"{passed_over} alerts more than {ALERTS_LIMIT} in one post are passed over: "
                 "have Alertmanager group by route"
             )
             await self._operations.refuse(author_of(request, "", claimed=ALERTMANAGER), refused[-1])
