@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.admin.problems import problem
-from gateway.admin.roles import Role, needed
+from gateway.admin.roles import READS, Role, needed
 from gateway.admin.tokens import Holder
 from gateway.settings import is_loopback
 
@@ -23,7 +23,6 @@ HOLDER = "turnout.holder"
 NOBODY = Holder(name="", role=Role.VIEWER)
 _ANYBODY_HERE = Holder(name="", role=Role.RELEASER)
 _DEMANDED = "this listener demands a token: send Authorization: Bearer, with TURNOUT_ADMIN_TOKEN or one of the --tokens"
-_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class AdminGuard:
@@ -97,7 +96,7 @@ def _from_elsewhere(method: str, headers: Headers) -> tuple[int, str] | None:
             403,
             f"Host {host[:80]!r} is not loopback: without TURNOUT_ADMIN_TOKEN only this machine is served",
         )
-    if method in _SAFE:
+    if method in READS:
         return None
     origin = headers.get("origin")
     if origin is not None and origin.partition("://")[2] != host:

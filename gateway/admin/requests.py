@@ -19,6 +19,7 @@ from gateway.routing.state import Revision
 
 T = TypeVar("T")
 ACTOR_HEADER = "turnout-actor"
+OP_ID_LENGTH = 80
 BODY_LIMIT_BYTES = 2 * SIZE_LIMIT_BYTES
 
 
@@ -44,9 +45,13 @@ async def read_body(request: Request, type_: type[T]) -> T:
 def author_of(request: Request, reason: str, op_id: str = "", *, claimed: str = "") -> Author:
     """Who: the name that the token has in the file of tokens, and beside it what the client says of itself.
 
-    Without such a name that alone: it tells people whom to ask, and nobody relies on it.
+    Without such a name that alone: it tells people whom to ask, and nobody relies on it. An op id is the
+    token's own, so that none takes an answer that another one, or an alert, has yet to get.
     """
     claimed = claimed or request.headers.get(ACTOR_HEADER, "") or "api"
+    name = request.scope[HOLDER].name
+    if name and op_id:
+        op_id = f"{name}/{op_id[:OP_ID_LENGTH]}"
     return author(actor_of(request, claimed), reason, op_id)
 
 

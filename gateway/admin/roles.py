@@ -26,7 +26,8 @@ class Role(IntEnum):
 
 
 PREFIX = "/api/v1"
-_READS = frozenset({"GET", "HEAD", "OPTIONS"})
+READS = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods that change nothing."""
 WRITES: tuple[tuple[str, str, Role], ...] = (
     ("POST", f"{PREFIX}/routes/{{route}}/rollback", Role.GUARD),
     ("POST", f"{PREFIX}/rollback", Role.GUARD),
@@ -39,7 +40,7 @@ WRITES: tuple[tuple[str, str, Role], ...] = (
 
 def needed(method: str, path: str) -> Role:
     """The least role for a request: what is not named above is a releaser's, and looking is a viewer's."""
-    if method in _READS:
+    if method in READS:
         return Role.VIEWER
     for its_method, template, role in WRITES:
         if method == its_method and _pattern(template).match(path):

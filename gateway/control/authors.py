@@ -6,7 +6,7 @@ import secrets
 
 from gateway.control.store import Author
 
-ACTOR_LENGTH, REASON_LENGTH, OP_ID_LENGTH = 80, 500, 80
+ACTOR_LENGTH, REASON_LENGTH, OP_ID_LENGTH = 80, 500, 240
 """In characters."""
 
 
@@ -17,14 +17,14 @@ def author(actor: str, reason: str = "", op_id: str = "") -> Author:
     Author(actor='ann[31m', reason='too many 5xx', op_id='pager-7')
     """
     return Author(
-        actor=_shown(actor, ACTOR_LENGTH),
-        reason=_shown(reason, REASON_LENGTH),
-        op_id=_shown(op_id, OP_ID_LENGTH) or secrets.token_hex(8),
+        actor=shown(actor, ACTOR_LENGTH),
+        reason=shown(reason, REASON_LENGTH),
+        op_id=shown(op_id, OP_ID_LENGTH) or secrets.token_hex(8),
     )
 
 
-def _shown(text: str, length: int) -> str:
-    """One line, without what a terminal would obey and what no JSON can hold."""
+def shown(text: str, length: int) -> str:
+    """One line of `length` characters at most, without what a terminal would obey and what no JSON can hold."""
     # Cut first as well: a megabyte is not looked at character by character.
     line = " ".join(text[: 4 * length].split())
     return "".join(character for character in line if character.isprintable())[:length]

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from gateway.control import signals
+from gateway.control.authors import shown
 from gateway.control.deliver import Deliverer
 from gateway.control.store import Author, Conflict, Signal, Store, StoreError, StoreUnavailable
 from gateway.control.versions import Versions
@@ -29,6 +30,7 @@ RING_GRACE_S = 2.0
 answer of a denied version, holds up nobody any longer. Who wants them all polls the acknowledgements."""
 KNOWN_GRACE_S = 0.25
 """How long a signal waits for the store to say whether it was obeyed before; past it, it is obeyed."""
+REFUSAL_LENGTH = 1000
 STORE_GRACE_S = 0.5
 """How long a rollback waits for the store after it is in force here; past it, the reader publishes it."""
 
@@ -160,6 +162,7 @@ class Operations:
 
     async def refuse(self, author: Author, error: str) -> None:
         """A line in the log and one in the history for a signal that cannot be obeyed."""
+        error = shown(error, REFUSAL_LENGTH)  # it may quote what was sent
         log.warning("%s by %s is refused: %s", author.op_id, author.actor, error)
         await self._reject(author, error)
 

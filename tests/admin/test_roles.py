@@ -197,6 +197,8 @@ class TestAGuard:
             (f"{NUMBER}/rollback", b'{"version": "9"}', 404, "no version '9'"),
             (f"{NUMBER}/rollback", b"roll it back!", 422, "the body is not valid"),
             (f"{NUMBER}/rollback", b'{"alerts": []}', 422, "unknown field `alerts`"),
+            (f"{NUMBER}/rollback", b'{"' + b"x" * 1_000_000 + b'": 1}', 422, "unknown field `xxx"),
+            (f"{NUMBER}/rollback", '{"\x1b[2J\u2028": 1}'.encode(), 422, "the body is not valid"),
             ("/api/v1/rollback", b"", 422, "`routes`"),
             ("/api/v1/rollback", b'{"routes": {}}', 422, "at least one"),
             ("/api/v1/rollback", b'{"routes": {"number": null, "nobody": null}}', 404, "no route 'nobody'"),
@@ -217,9 +219,19 @@ class TestAGuard:
         assert says in answer.json()["detail"]
         line, applied = await plane.store.history()
         assert (line.type, line.actor) == ("reject", "the-guard (api)")
-        assert says in line.reason and len(line.reason) < 1000
+        assert says in line.reason and len(line.reason) <= 1100 and line.reason.isprintable()
         assert (line.epoch, line.rev) == (applied.epoch, applied.rev)
         assert plane.workers.denied == set()
+
+    async def test_no_token_answers_for_another_or_for_an_alert(
+        self, plane: ControlPlane, guard: httpx.AsyncClient
+    ) -> None:
+        await guard.post("/api/v1/routes/nobody/rollback", json={"op_id": "x" * 100})
+        await guard.post("/api/v1/routes/nobody/rollback", json={"op_id": "alert-1"})
+        ops = [line.op_id for line in await plane.store.history()]
+        assert ops[:2] == ["the-guard/alert-1", "the-guard/" + "x" * 80]
+        outcome = await plane.operations.obey({"number": None}, author("alert-1"))
+        assert outcome.changed
 
     async def test_a_person_who_mistypes_leaves_no_line(
         self, plane: ControlPlane, guard: httpx.AsyncClient
