@@ -115,8 +115,9 @@ class _Changes:
     ) -> Response:
         author = author_of(request, body.reason, body.op_id)
         operations = self._replica.operations
-        act = operations.obey if _is_signal(request) else operations.rollback_of
-        return outcome_response(await act(routes, author))
+        if _is_signal(request):
+            return outcome_response(await operations.obey(lambda: routes, author))
+        return outcome_response(await operations.rollback_of(routes, author))
 
     async def allow(self, request: Request) -> Response:
         author = author_of(request, request.query_params.get("reason", ""))

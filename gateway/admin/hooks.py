@@ -71,12 +71,7 @@ class _Hooks:
         author = alertmanager.author_of(alert, actor)
         answer = {"fingerprint": alert.fingerprint, "op_id": author.op_id}
         try:
-            try:
-                routes = alertmanager.routes_of(alert)
-            except ChangeRefused as error:
-                await self._operations.refuse(author, str(error))
-                raise
-            outcome = await self._operations.obey(routes, author)
+            outcome = await self._operations.obey(lambda: alertmanager.routes_of(alert), author)
         except ChangeRefused as error:
             return {**answer, "refused": True, "changed": False, "message": str(error)}
         return {

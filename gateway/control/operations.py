@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import msgspec
@@ -142,9 +142,10 @@ class Operations:
         await self._deliver(revision)
         return Outcome(revision=str(revision), message=f"{route}: version {version} is allowed again")
 
-    async def obey(self, routes: Mapping[str, str | None], author: Author) -> Outcome:
+    async def obey(self, asked: Callable[[], Mapping[str, str | None]], author: Author) -> Outcome:
         """A rollback that a signal asks for: done once, whatever was changed since, and one line of the history.
 
+        `asked` reads out of the signal which routes, each with its version or None; it may raise `ChangeRefused`.
         The line says that it is done, that there was nothing to do, or why it is refused. Raises `ChangeRefused`
         when that is written, and `StoreUnavailable` where it cannot be; a rollback is in force here by then.
         """
@@ -152,7 +153,7 @@ class Operations:
             message = "this signal has had its answer before, and is in the history"
             return Outcome(revision=self._deliverer.held.label, changed=False, message=message)
         try:
-            outcome = await self.rollback_of(routes, author)
+            outcome = await self.rollback_of(asked(), author)
         except ChangeRefused as error:
             await self.refuse(author, str(error))
             raise
@@ -170,7 +171,8 @@ class Operations:
         """A request out of the `:signals` stream. What cannot be done leaves a line in the history, no more."""
         author = signals.author_of(signal)
         try:
-            await self._take(signal, author)
+            with contextlib.suppress(ChangeRefused):  # it has its line by then
+                await self.obey(lambda: signals.routes_of(signal), author)
         except (StoreError, StateError):
             raise
         except Exception as error:
@@ -178,15 +180,6 @@ class Operations:
             log.exception("signal %s failed", signal.id)
             await self._reject(author, f"signal {signal.id} failed: {type(error).__name__}")
         await self._store.seen(signal.id)
-
-    async def _take(self, signal: Signal, author: Author) -> None:
-        try:
-            routes = signals.routes_of(signal)
-        except ChangeRefused as error:
-            await self.refuse(author, str(error))
-            return
-        with contextlib.suppress(ChangeRefused):  # it has its line by then
-            await self.obey(routes, author)
 
     async def _obeyed(self, op_id: str) -> bool:
         """Whether the store has an answer to this signal; also False where it does not say so in time."""

@@ -123,7 +123,9 @@ class TestObeyed:
         assert len(lines) == 7
         assert {key.route for key in plane.deliverer.held.denies} == {"number", "letter"}
         # The same post again: nothing more, and no complaint that pages somebody a second time.
-        again = await pager.post(HOOK, json=webhook(alert("nobody", fingerprint="b")))
+        again = await pager.post(
+            HOOK, json=webhook(alert(None, fingerprint="a"), alert("nobody", fingerprint="b"))
+        )
         assert again.status_code == 200 and len(await plane.store.history()) == 7
 
     async def test_a_store_that_is_away_keeps_nothing_from_rolling_back(

@@ -230,7 +230,7 @@ class TestAGuard:
         await guard.post("/api/v1/routes/nobody/rollback", json={"op_id": "alert-1"})
         ops = [line.op_id for line in await plane.store.history()]
         assert ops[:2] == ["the-guard/alert-1", "the-guard/" + "x" * 80]
-        outcome = await plane.operations.obey({"number": None}, author("alert-1"))
+        outcome = await plane.operations.obey(lambda: {"number": None}, author("alert-1"))
         assert outcome.changed
 
     async def test_a_person_who_mistypes_leaves_no_line(

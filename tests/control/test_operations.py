@@ -272,30 +272,30 @@ class TestSeveralRoutes:
 class TestObeying:
     async def test_once(self, plane: ControlPlane) -> None:
         await plane.apply()
-        first = await soon(plane.operations.obey({"number": None}, author("alert-1")))
+        first = await soon(plane.operations.obey(lambda: {"number": None}, author("alert-1")))
         assert first.message == "number: version 2 is denied"
         await soon(plane.operations.allow("number", "2", author("a")))
-        again = await soon(plane.operations.obey({"number": None}, author("alert-1")))
+        again = await soon(plane.operations.obey(lambda: {"number": None}, author("alert-1")))
         assert (again.changed, "had its answer before" in again.message) == (False, True)
         assert plane.workers.denied == set()
-        another = await soon(plane.operations.obey({"number": None}, author("alert-2")))
+        another = await soon(plane.operations.obey(lambda: {"number": None}, author("alert-2")))
         assert another.changed and plane.workers.denied == {"2"}
 
     async def test_what_there_was_nothing_to_do_for_does_nothing_later(self, plane: ControlPlane) -> None:
         await plane.apply()
-        await soon(plane.operations.obey({"number": None}, author("alert-1")))
-        await soon(plane.operations.obey({"number": None}, author("alert-2", "5xx")))
+        await soon(plane.operations.obey(lambda: {"number": None}, author("alert-1")))
+        await soon(plane.operations.obey(lambda: {"number": None}, author("alert-2", "5xx")))
         line = (await history(plane))[0]
         assert (line.type, line.op_id) == ("reject", "alert-2")
         assert line.reason == "5xx (refused: nothing to do, number is rolled back already)"
         await soon(plane.operations.allow("number", "2", author("a")))
-        await soon(plane.operations.obey({"number": None}, author("alert-2", "5xx")))
+        await soon(plane.operations.obey(lambda: {"number": None}, author("alert-2", "5xx")))
         assert plane.workers.denied == set()
 
     async def test_what_is_refused_has_its_line_and_is_raised(self, plane: ControlPlane) -> None:
         await plane.apply()
         with pytest.raises(UnknownName):
-            await soon(plane.operations.obey({"nobody": None}, author("alert-1")))
+            await soon(plane.operations.obey(lambda: {"nobody": None}, author("alert-1")))
         line = (await history(plane))[0]
         assert (line.type, line.op_id) == ("reject", "alert-1") and "no route 'nobody'" in line.reason
 
@@ -306,11 +306,11 @@ class TestObeying:
             store(plane).down = True
         else:
             store(plane).thawed.clear()
-        outcome = await soon(plane.operations.obey({"number": None}, author("alert-1")))
+        outcome = await soon(plane.operations.obey(lambda: {"number": None}, author("alert-1")))
         assert (outcome.published, outcome.changed) == (False, True)
         assert plane.workers.denied == {"2"}
         # Again, while it still waits to be published: no second line, and nothing more is denied.
-        again = await soon(plane.operations.obey({"number": None}, author("alert-1")))
+        again = await soon(plane.operations.obey(lambda: {"number": None}, author("alert-1")))
         assert not again.changed
 
 
