@@ -26,7 +26,16 @@ from redis.exceptions import NoScriptError, RedisError
 from gateway.control import redis_scripts
 from gateway.control.member import FADES_S, AppliedClock
 from gateway.control.redis_connection import RedisAddress
-from gateway.control.redis_values import history_record, in_force, member_from, signal, text, tombstone_head
+from gateway.control.redis_values import (
+    SIGNAL_BYTES,
+    SIGNAL_FIELDS,
+    history_record,
+    in_force,
+    member_from,
+    signal,
+    text,
+    tombstone_head,
+)
 from gateway.control.store import Author, Changes, Conflict, HistoryRecord, Member, Signal, StoreUnavailable
 from gateway.routing.documents import Documents
 from gateway.routing.state import DenyKey, InForce, Revision, State, encode_state, state_sha256
@@ -115,9 +124,7 @@ class RedisStore:
         self._watching.add(redis)
         try:
             while True:
-                # The ends first, the signals after: what comes in between is seen twice, never missed.
-                ends = await self._ends(redis)
-                signals = await self._unseen(redis)
+                ends, signals = await self._look(redis)
                 yield signals
                 await self._wait(redis, ends)
         finally:
@@ -172,38 +179,35 @@ class RedisStore:
             raise Conflict(revision)
         return revision
 
-    async def _run(self, script: str, keys: Sequence[str], arguments: Sequence[str | bytes]) -> Any:
+    async def _run(
+        self, script: str, keys: Sequence[str], arguments: Sequence[str | bytes], redis: Redis | None = None
+    ) -> Any:
         sha = redis_scripts.sha1(script)
+        redis = redis or self._redis
         with self._address.mapped():
             try:
-                return await self._redis.evalsha(sha, len(keys), *keys, *arguments)
+                return await redis.evalsha(sha, len(keys), *keys, *arguments)
             except NoScriptError:
                 # Also after every restart of the server: scripts are not kept.
-                return await self._redis.eval(script, len(keys), *keys, *arguments)
+                return await redis.eval(script, len(keys), *keys, *arguments)
 
     async def _now_us(self) -> int:
         with self._address.mapped():
             seconds, micros = await self._redis.time()
         return int(seconds) * 1_000_000 + int(micros)
 
-    async def _ends(self, redis: Redis) -> dict[Any, Any]:
-        """For each stream the id after which something is new."""
-        ends: dict[Any, Any] = {}
-        with self._address.mapped():
-            for name in (self._key("log"), self._key("signals")):
-                last = await redis.xrevrange(name, count=1)
-                ends[name] = last[0][0] if last else b"0-0"
-        return ends
+    async def _look(self, redis: Redis) -> tuple[dict[Any, Any], list[Signal]]:
+        """For each stream the id after which something is new, and the signals up to there that are not done.
 
-    async def _unseen(self, redis: Redis) -> list[Signal]:
-        with self._address.mapped():
-            done = await redis.hget(self._key("state"), "signals_id")
-            if done is None:  # no state, so nothing that a signal could be about
-                return []
-            entries: Any = await redis.xrange(
-                self._key("signals"), min=b"(" + _bytes(done), count=SIGNALS_AT_ONCE
-            )
-        return [signal(id_, fields) for id_, fields in entries if fields]
+        Without a state there are none: nothing that a signal could be about.
+        """
+        keys = [self._key(name) for name in ("state", "log", "signals")]
+        bounds = [str(SIGNALS_AT_ONCE), str(2 * SIGNAL_FIELDS), str(SIGNAL_BYTES)]
+        log, last, found = await self._run(redis_scripts.LOOK, keys, bounds, redis)
+        signals = [
+            signal(id_, dict(zip(fields[::2], fields[1::2], strict=False))) for id_, fields in found if fields
+        ]
+        return {keys[1]: log, keys[2]: last}, signals
 
     async def _wait(self, redis: Redis, ends: dict[Any, Any]) -> None:
         until = time.monotonic() + COMPARE_S * self._jitter()
@@ -211,10 +215,6 @@ class RedisStore:
             with self._address.mapped():
                 if await redis.xread(ends, count=1, block=BLOCK_MS):
                     return
-
-
-def _bytes(value: str | bytes) -> bytes:
-    return value.encode() if isinstance(value, str) else value
 
 
 __all__ = ["RedisStore", "StoreUnavailable"]

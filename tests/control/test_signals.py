@@ -113,7 +113,7 @@ class TestInTheStream:
     @pytest.mark.parametrize(
         "fields",
         [
-            pytest.param({b"f%d" % number: b"x" * 9 for number in range(50_000)}, id="many"),
+            pytest.param({b"f%d" % number: b"" for number in range(300_000)}, id="many"),
             pytest.param({b"x" * 1_000_000: b"rollback"}, id="a long name"),
             pytest.param({b"action": b"roll\xffback", b"route": b"\xfe\x00"}, id="no UTF-8"),
             pytest.param({b"%d" % n: b"" for n in range(20)} | {b"action": b"rollback"}, id="too late"),
