@@ -8,6 +8,7 @@ import pytest
 
 from gateway.admin.roles import Role
 from gateway.admin.tokens import SIZE_LIMIT_BYTES, TokensError, TokensFile, make_token, parse_tokens
+from gateway.settings import Settings, SettingsError, check_settings
 
 SECRET = "s3cret-in-the-wrong-place"
 A, B = "a" * 64, "b" * 64
@@ -118,3 +119,10 @@ class TestTheFile:
             TokensFile(path)
         with pytest.raises(TokensError, match="cannot be read: No such file"):
             TokensFile(path.parent / "nowhere.yaml")
+
+
+def test_off_the_loopback_either_kind_of_token_will_do(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="set TURNOUT_ADMIN_TOKEN, or --tokens"):
+        check_settings(Settings(admin_host="10.0.0.5"))
+    check_settings(Settings(admin_host="10.0.0.5", tokens=tmp_path / "tokens.yaml"))
+    check_settings(Settings(admin_host="10.0.0.5", admin_token="5" * 32))
