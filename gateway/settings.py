@@ -37,6 +37,8 @@ class Settings:
     body_bytes: int = DEFAULT_BODY_BYTES
     drain_s: float = DEFAULT_DRAIN_S
     admin_token: str = field(default="", repr=False)
+    tokens: Path | None = None
+    """The file of tokens with roles."""
     example: Path | None = None
 
 
@@ -46,10 +48,10 @@ class SettingsError(ValueError):
 
 def check_settings(settings: Settings) -> None:
     """Raises `SettingsError`."""
-    if not is_loopback(settings.admin_host) and not settings.admin_token:
+    if not is_loopback(settings.admin_host) and not settings.admin_token and settings.tokens is None:
         raise SettingsError(
             f"--admin-host {settings.admin_host} is reachable from elsewhere: set TURNOUT_ADMIN_TOKEN, "
-            "or leave the admin listener on 127.0.0.1"
+            "or --tokens, or leave the admin listener on 127.0.0.1"
         )
     if settings.admin_token and len(settings.admin_token) < 16:
         raise SettingsError(

@@ -13,13 +13,13 @@ from starlette.routing import Route
 from gateway.admin.audit import audit_routes
 from gateway.admin.auth import TRUSTED, AdminGuard
 from gateway.admin.changes import change_routes
+from gateway.admin.hooks import hook_routes
 from gateway.admin.problems import HANDLED, handle, handle_bug, handle_http
 from gateway.admin.replica import Replica
 from gateway.admin.requests import json_response
+from gateway.admin.roles import PREFIX
 from gateway.admin.views import view_routes
 from gateway.telemetry.metrics import metrics_registry
-
-PREFIX = "/api/v1"
 
 
 def admin_app(replica: Replica) -> Starlette:
@@ -33,8 +33,9 @@ def admin_app(replica: Replica) -> Starlette:
             *view_routes(replica, PREFIX),
             *audit_routes(replica, PREFIX),
             *change_routes(replica, PREFIX),
+            *hook_routes(replica, PREFIX),
         ],
-        middleware=[Middleware(AdminGuard, token=replica.token)],
+        middleware=[Middleware(AdminGuard, token=replica.token, holders=replica.holders)],
         exception_handlers={
             **dict.fromkeys(HANDLED, handle),
             HTTPException: handle_http,

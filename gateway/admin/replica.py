@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from gateway.admin.tokens import Holder
 from gateway.control.deliver import Deliverer
 from gateway.control.events import Events
 from gateway.control.operations import Operations
@@ -29,3 +30,5 @@ class Replica:
     degraded: Callable[[], list[str]]
     member: Callable[[], Member]
     token: str = field(repr=False, default="")
+    holders: Callable[[], Iterable[Holder]] | None = None
+    """Of the file of tokens; None where there is none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Any, TypeVar
 
 import msgspec
@@ -10,6 +9,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.admin.auth import HOLDER, short_of
+from gateway.admin.roles import Role
+from gateway.control.authors import author
 from gateway.control.operations import Outcome
 from gateway.control.store import Author
 from gateway.routing.manifest import SIZE_LIMIT_BYTES
@@ -17,6 +19,7 @@ from gateway.routing.state import Revision
 
 T = TypeVar("T")
 ACTOR_HEADER = "turnout-actor"
+OP_ID_LENGTH = 80
 BODY_LIMIT_BYTES = 2 * SIZE_LIMIT_BYTES
 
 
@@ -39,11 +42,30 @@ async def read_body(request: Request, type_: type[T]) -> T:
         raise HTTPException(422, f"the body is not valid: {error}") from error
 
 
-def author_of(request: Request, reason: str, op_id: str = "") -> Author:
-    """Who: as the client says. The token tells that it may, this tells people whom to ask."""
-    actor = request.headers.get(ACTOR_HEADER, "") or "api"
-    printable = "".join(character for character in actor if character.isprintable())
-    return Author(actor=printable[:80], reason=reason[:500], op_id=op_id[:80] or secrets.token_hex(8))
+def author_of(request: Request, reason: str, op_id: str = "", *, claimed: str = "") -> Author:
+    """Who: the name that the token has in the file of tokens, and beside it what the client says of itself.
+
+    Without such a name that alone: it tells people whom to ask, and nobody relies on it. An op id is the
+    token's own, so that none takes an answer that another one, or an alert, has yet to get.
+    """
+    claimed = claimed or request.headers.get(ACTOR_HEADER, "") or "api"
+    name = request.scope[HOLDER].name
+    if name and op_id:
+        op_id = f"{name}/{op_id[:OP_ID_LENGTH]}"
+    return author(actor_of(request, claimed), reason, op_id)
+
+
+def actor_of(request: Request, claimed: str) -> str:
+    """`pager (ann@laptop)`: a name has no spaces, so nobody can claim to be another one."""
+    name = request.scope[HOLDER].name
+    return f"{name} ({claimed})" if name else claimed
+
+
+def demand(request: Request, role: Role) -> None:
+    """For what the path alone does not tell. Raises 403."""
+    holder = request.scope[HOLDER]
+    if holder.role < role:
+        raise HTTPException(403, short_of(holder, role))
 
 
 def if_match(request: Request) -> Revision | None:

@@ -14,7 +14,8 @@ from starlette.routing import Route
 
 from gateway.admin import documents
 from gateway.admin.replica import Replica
-from gateway.admin.requests import integer_of, json_response
+from gateway.admin.requests import demand, integer_of, json_response
+from gateway.admin.roles import Role
 from gateway.control.store import StoreUnavailable
 from gateway.routing.change import route_of
 from registry_client import ModelRef, split_model
@@ -118,6 +119,7 @@ class _Views:
         declared = self._replica.deliverer.held.state.registries
         pin, version = await self._replica.versions.look_up(reference, declared)
         if request.query_params.get("fetch") == "true":
+            demand(request, Role.OPERATOR)  # it takes room in the cache
             pin, _ = await self._replica.versions.fetch(pin, declared)
         return json_response(
             {"reference": str(reference), **documents.version_document(version, pin.digest or None)}

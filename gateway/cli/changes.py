@@ -56,8 +56,7 @@ def apply(
 
 
 @click.command()
-@click.argument("route")
-@click.argument("weights", nargs=-1, required=True, metavar="VARIANT=PERCENT...")
+@click.argument("changes", nargs=-1, required=True, metavar="ROUTE VARIANT=PERCENT...")
 @_REASON
 @_REVISION
 @_WAIT
@@ -66,35 +65,46 @@ def apply(
 @click.pass_obj
 def weights(
     admin: AdminClient,
-    route: str,
-    weights: tuple[str, ...],
+    changes: tuple[str, ...],
     reason: str,
     revision: str | None,
     wait: bool,
     timeout: float,
     output: str,
 ) -> int:
-    """Set a route's split, in per cent. The fallback takes what the others leave, unless named."""
-    body = {"weights": dict(_weight(text) for text in weights), "reason": reason}
-    document = admin.send("PATCH", f"/routes/{segment(route)}/weights", body, revision=revision)
+    """Set a route's split, in per cent. The fallback takes what the others leave, unless named.
+
+    Several routes, one after the other, change in one revision: digits canary=10 fraud canary=5
+    """
+    body = {"routes": _weights_by_route(changes), "reason": reason}
+    document = admin.send("PATCH", "/weights", body, revision=revision)
     _show_outcome(document, output)
     return _settle(admin, document, wait, timeout, output)
 
 
 @click.command()
-@click.argument("route")
-@click.option("--version", help="Deny this version; else what is new on the route.")
+@click.argument("routes", nargs=-1, required=True, metavar="ROUTE[=VERSION]...")
+@click.option("--version", help="Deny this version of the one route; else what is new on it.")
 @_REASON
 @_WAIT
 @_TIMEOUT
 @_OUTPUT
 @click.pass_obj
 def rollback(
-    admin: AdminClient, route: str, version: str | None, reason: str, wait: bool, timeout: float, output: str
+    admin: AdminClient,
+    routes: tuple[str, ...],
+    version: str | None,
+    reason: str,
+    wait: bool,
+    timeout: float,
+    output: str,
 ) -> int:
-    """Deny what is new on a route: its traffic goes back to what served before, within milliseconds."""
-    body = {"version": version, "reason": reason}
-    document = admin.send("POST", f"/routes/{segment(route)}/rollback", body)
+    """Deny what is new on a route: its traffic goes back to what served before, within milliseconds.
+
+    Several routes go back in one revision, all of them or none; each with a version, where one is named.
+    """
+    body = {"routes": _versions_by_route(routes, version), "reason": reason}
+    document = admin.send("POST", "/rollback", body)
     _show_outcome(document, output)
     return _settle(admin, document, wait, timeout, output)
 
@@ -121,6 +131,44 @@ def _manifest(file: Path) -> dict[str, str]:
     # Read here as well: a manifest that is wrong is refused with its field, gateway or not.
     read_manifest(file)
     return {"manifest": file.read_text(encoding="utf-8"), "base": str(file.parent.absolute())}
+
+
+def _weights_by_route(words: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """`digits canary=10 fraud canary=5` → {"digits": {"canary": 10.0}, "fraud": {"canary": 5.0}}"""
+    routes: dict[str, dict[str, float]] = {}
+    route = ""
+    for word in words:
+        if "=" not in word:
+            route = word
+            if route in routes:
+                raise click.BadParameter(f"{route!r} is named twice")
+            routes[route] = {}
+        elif not routes:
+            raise click.BadParameter(f"{word!r} comes before any route: write ROUTE VARIANT=PERCENT")
+        else:
+            name, percent = _weight(word)
+            routes[route][name] = percent
+    if without := [name for name, given in routes.items() if not given]:
+        raise click.BadParameter(
+            f"{without[0]!r} has no weights: write {without[0]} VARIANT=PERCENT, for example canary=10"
+        )
+    return routes
+
+
+def _versions_by_route(words: tuple[str, ...], version: str | None) -> dict[str, str | None]:
+    """`fraud digits=3` → {"fraud": None, "digits": "3"}"""
+    routes: dict[str, str | None] = {}
+    for word in words:
+        name, equals, given = word.partition("=")
+        if name in routes or not name or (equals and not given):
+            problem = "is named twice" if name in routes else "is not ROUTE or ROUTE=VERSION"
+            raise click.BadParameter(f"{word!r} {problem}")
+        routes[name] = given or None
+    if version is not None:
+        if len(words) > 1 or "=" in words[0]:
+            raise click.BadParameter("--version is for one route: of several write ROUTE=VERSION")
+        routes[words[0]] = version
+    return routes
 
 
 def _weight(text: str) -> tuple[str, float]:

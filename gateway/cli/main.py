@@ -26,6 +26,7 @@ _MODULES = {
     **dict.fromkeys(("get", "describe", "status", "cache"), "gateway.cli.views"),
     **dict.fromkeys(("history", "audit"), "gateway.cli.audit"),
     **dict.fromkeys(("resolve", "push"), "gateway.cli.registries"),
+    "token": "gateway.cli.tokens",
 }
 
 

@@ -68,8 +68,10 @@ def _port_or_off(_: click.Context, __: click.Parameter, value: str) -> int | Non
 @click.option("--grpc-port", cls=_Port, default=str(defaults.DEFAULT_GRPC_PORT), show_default=True, metavar="PORT",
               callback=_port_or_off, help="Of the data listener for gRPC, or off.")  # fmt: skip
 @click.option("--admin-host", default=defaults.DEFAULT_HOST, show_default=True,
-              help="Address of the admin listener; off the loopback it demands TURNOUT_ADMIN_TOKEN.")  # fmt: skip
+              help="Address of the admin listener; off the loopback it demands a token.")  # fmt: skip
 @click.option("--admin-port", cls=_Port, type=_PORT, default=defaults.DEFAULT_ADMIN_PORT, show_default=True)
+@click.option("--tokens", type=click.Path(path_type=Path, dir_okay=False),
+              help="File of tokens with roles: turnout token makes them.")  # fmt: skip
 @click.option(
     "--workers", default="auto", show_default=True, callback=_workers, help="Processes, or auto: one a core."
 )
@@ -106,6 +108,7 @@ def serve(
     grpc_port: int | None,
     admin_host: str,
     admin_port: int,
+    tokens: Path | None,
     workers: int,
     redis: str,
     namespace: str,
@@ -141,6 +144,7 @@ def serve(
         body_bytes=body_limit,
         drain_s=drain,
         admin_token=os.environ.get("TURNOUT_ADMIN_TOKEN", ""),
+        tokens=tokens,
         example=example,
     )
     _check_config(settings)

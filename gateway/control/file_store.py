@@ -144,6 +144,10 @@ class FileStore:
         async with self._owned():
             await asyncio.to_thread(self._reject_locked, author, error)
 
+    async def known(self, op_id: str) -> bool:
+        async with self._owned():
+            return await asyncio.to_thread(self._known_locked, op_id)
+
     async def history(self, limit: int = 100) -> list[HistoryRecord]:
         with self._mapped():
             return await asyncio.to_thread(self._read_history, limit)
@@ -253,6 +257,12 @@ class FileStore:
                 ) from error
             state_file.set_aside(self._state_path)
             return None
+
+    def _known_locked(self, op_id: str) -> bool:
+        with self._locked():
+            held = self._held(replaces_damaged=False)
+            self._history.settle(held)
+            return held is not None and self._history.find(op_id, held.revision.epoch) is not None
 
     def _reject_locked(self, author: Author, error: str) -> None:
         with self._locked():

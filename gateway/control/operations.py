@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import msgspec
 
+from gateway.control import signals
+from gateway.control.authors import shown
 from gateway.control.deliver import Deliverer
 from gateway.control.store import Author, Committed, Conflict, Signal, Store, StoreError, StoreUnavailable
 from gateway.control.versions import Versions
@@ -26,6 +28,9 @@ log = logging.getLogger(__name__)
 RING_GRACE_S = 2.0
 """How long a change waits for this replica's workers before it is reported; a worker that hangs, or a long
 answer of a denied version, holds up nobody any longer. Who wants them all polls the acknowledgements."""
+KNOWN_GRACE_S = 0.25
+"""How long a signal waits for the store to say whether it was obeyed before; past it, it is obeyed."""
+REFUSAL_LENGTH = 1000
 STORE_GRACE_S = 0.5
 """How long a rollback waits for the store after it is in force here; past it, the reader publishes it."""
 
@@ -83,9 +88,15 @@ class Operations:
         self, route: str, percents: Mapping[str, float], author: Author, expect: Revision | None = None
     ) -> Outcome:
         """Raises `ChangeRefused`, `Conflict`, `StoreUnavailable`."""
+        return await self.weights_of({route: percents}, author, expect)
+
+    async def weights_of(
+        self, routes: Mapping[str, Mapping[str, float]], author: Author, expect: Revision | None = None
+    ) -> Outcome:
+        """Several routes in one revision, all of them or none. Raises as `weights` does."""
         held = await self._current()
         _expect(held, expect)
-        state = change.set_weights(held, route, percents)
+        state = change.set_weights_of(held, routes)
         if state == held.state:
             return Outcome(revision=held.label, changed=False, message="the weights are that already")
         return await self._put(held, state, author)
@@ -96,17 +107,22 @@ class Operations:
         Needs no store: what cannot be published now is published when the store is back.
         Raises `ChangeRefused`.
         """
+        return await self.rollback_of({route: version}, author)
+
+    async def rollback_of(self, routes: Mapping[str, str | None], author: Author) -> Outcome:
+        """Several routes, each with its version or None, in one step: all of them or none. As `rollback`."""
         held = self._deliverer.newest
-        denies = change.rollback(held, route, version)
+        denies = change.rollback_of(held, routes)
         denies = {key: denied for key, denied in denies.items() if key not in held.denies}
         if not denies:
-            return Outcome(revision=held.label, changed=False, message=f"{route} is rolled back already")
+            message = f"{', '.join(routes)} {'is' if len(routes) == 1 else 'are'} rolled back already"
+            return Outcome(revision=held.label, changed=False, message=message)
         # The store hears of it while the workers swap: neither waits for the other.
         committing = self._start(self._commit_rollback(denies, author, held))
         ringing = self._deliverer.deny_now(denies, author, time.time_ns() // 1000)
         _, behind = await asyncio.wait([ringing], timeout=RING_GRACE_S)
         await asyncio.wait([committing], timeout=STORE_GRACE_S)
-        message = f"{route}: version {', '.join(sorted(set(denies.values())))} is denied"
+        message = _denied(denies)
         if behind:
             message += ", and not every worker has answered yet"
         if committing.done() and (committed := committing.result()) is not None:
@@ -132,22 +148,37 @@ class Operations:
             durable=revision.durable,
         )
 
+    async def obey(self, asked: Callable[[], Mapping[str, str | None]], author: Author) -> Outcome:
+        """A rollback that a signal asks for: done once, whatever was changed since, and one line of the history.
+
+        `asked` reads out of the signal which routes, each with its version or None; it may raise `ChangeRefused`.
+        The line says that it is done, that there was nothing to do, or why it is refused. Raises `ChangeRefused`
+        when that is written, and `StoreUnavailable` where it cannot be; a rollback is in force here by then.
+        """
+        if await self._obeyed(author.op_id):
+            message = "this signal has had its answer before, and is in the history"
+            return Outcome(revision=self._deliverer.held.label, changed=False, message=message)
+        try:
+            outcome = await self.rollback_of(asked(), author)
+        except ChangeRefused as error:
+            await self.refuse(author, str(error))
+            raise
+        if not outcome.changed and not self._is_its_own(author.op_id):
+            await self._reject(author, f"nothing to do, {outcome.message}")
+        return outcome
+
+    async def refuse(self, author: Author, error: str) -> None:
+        """A line in the log and one in the history for a signal that cannot be obeyed."""
+        error = shown(error, REFUSAL_LENGTH)  # it may quote what was sent
+        log.warning("%s by %s is refused: %s", author.op_id, author.actor, error)
+        await self._reject(author, error)
+
     async def signal(self, signal: Signal) -> None:
         """A request out of the `:signals` stream. What cannot be done leaves a line in the history, no more."""
-        author = Author(
-            actor=f"signal:{signal.fields.get('actor', 'redis')[:80]}",
-            reason=signal.fields.get("reason", "")[:500],
-            op_id=f"signal-{signal.id}",
-        )
-        action, route = signal.fields.get("action", ""), signal.fields.get("route", "")
+        author = signals.author_of(signal)
         try:
-            if action != "rollback":
-                raise ChangeRefused(
-                    f"signal {signal.id}: action {action[:40]!r} is not known; known: rollback"
-                )
-            await self.rollback(route, signal.fields.get("version") or None, author)
-        except ChangeRefused as error:
-            await self._reject(author, str(error))
+            with contextlib.suppress(ChangeRefused):  # it has its line by then
+                await self.obey(lambda: signals.routes_of(signal), author)
         except (StoreError, StateError):
             raise
         except Exception as error:
@@ -155,6 +186,24 @@ class Operations:
             log.exception("signal %s failed", signal.id)
             await self._reject(author, f"signal {signal.id} failed: {type(error).__name__}")
         await self._store.seen(signal.id)
+
+    async def _obeyed(self, op_id: str) -> bool:
+        """Whether the store has an answer to this signal; also False where it does not say so in time."""
+        asking = self._start(self._known(op_id))
+        # Not cancelled: the answer to a call that was given up would be taken for that of the next one.
+        await asyncio.wait([asking], timeout=KNOWN_GRACE_S)
+        return asking.done() and bool(asking.result())
+
+    async def _known(self, op_id: str) -> bool:
+        try:
+            return await self._store.known(op_id)
+        except (StoreError, StateError):
+            return False
+
+    def _is_its_own(self, op_id: str) -> bool:
+        """Whether this signal rolled back here already, and its line comes, or came, with its publication."""
+        denies = self._deliverer.newest.denies.values()
+        return any(deny.op_id.partition("|")[0] == op_id for deny in denies)
 
     async def _reject(self, author: Author, error: str) -> None:
         # An empty store has no history to write to.
@@ -212,6 +261,15 @@ class Operations:
 
     async def _current(self) -> InForce:
         return await self._store.read() or EMPTY
+
+
+def _denied(denies: Mapping[DenyKey, str]) -> str:
+    by_route: dict[str, set[str]] = {}
+    for key, version in denies.items():
+        by_route.setdefault(key.route, set()).add(version)
+    return "; ".join(
+        f"{route}: version {', '.join(sorted(versions))} is denied" for route, versions in by_route.items()
+    )
 
 
 def _expect(held: InForce, expect: Revision | None) -> None:

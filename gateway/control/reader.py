@@ -14,7 +14,7 @@ from gateway.control.deliver import Deliverer
 from gateway.control.events import Events
 from gateway.control.operations import Operations
 from gateway.control.store import Author, Store, StoreError
-from gateway.routing.state import EMPTY, Deny, InForce, StateError, encode_state
+from gateway.routing.state import EMPTY, Deny, DenyKey, InForce, StateError, encode_state
 
 log = logging.getLogger(__name__)
 
@@ -111,10 +111,16 @@ class Reader:
             for key, deny in self._deliverer.newest.denies.items()
             if key not in stored.denies and self._is_missing(deny, stored)
         }
+        together: dict[str, dict[DenyKey, Deny]] = {}
         for key, deny in pending.items():
-            author = Author(actor=deny.actor, reason=deny.reason, op_id=f"{deny.op_id}|{key}")
-            after = msgspec.structs.replace(stored, denies={**stored.denies, key: deny})
-            await self._operations.commit_deny({key: deny.version}, author, stored, after)
+            together.setdefault(deny.op_id, {})[key] = deny
+        for op_id, denies in together.items():
+            # What one change denied on several routes comes in one revision here as well.
+            first, deny = next(iter(denies.items()))
+            author = Author(actor=deny.actor, reason=deny.reason, op_id=f"{op_id}|{first}")
+            after = msgspec.structs.replace(stored, denies={**stored.denies, **denies})
+            versions = {key: deny.version for key, deny in denies.items()}
+            await self._operations.commit_deny(versions, author, stored, after)
         if not pending:
             return stored
         log.info("published %d denies that the store did not have", len(pending))

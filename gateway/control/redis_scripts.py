@@ -200,6 +200,33 @@ end
 return 0
 """
 
+# Keys: the state, the log, the signals. Arguments: how many signals, of each how many names and values, how many
+# bytes of one, and the signal that the reader was done with last, or ''. Answers the end of the log, the signal
+# that is done with, and those after it, cut to size here: whoever may append to the stream may append 200,000
+# fields, and to read those takes a client two seconds, so it would never come past them.
+LOOK = """
+local function last(stream)
+  local entry = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
+  return entry and entry[1] or '0-0'
+end
+-- A store that was emptied has lost its cursor, and without one what came before is about nothing.
+local done = redis.call('HGET', KEYS[1], 'signals_id') or ARGV[4]
+if done == '' then done = last(KEYS[3]) end
+local after, found = done, {}
+while #found < tonumber(ARGV[1]) do
+  -- One at a time: a hundred large ones at once would be in memory together.
+  local entry = redis.call('XRANGE', KEYS[3], '(' .. after, '+', 'COUNT', 1)[1]
+  if not entry then break end
+  local cut = {}
+  for i = 1, math.min(#entry[2], tonumber(ARGV[2])) do
+    cut[i] = string.sub(entry[2][i], 1, tonumber(ARGV[3]))
+  end
+  after = entry[1]
+  found[#found + 1] = {after, cut}
+end
+return {last(KEYS[2]), done, found}
+"""
+
 
 @cache
 def sha1(script: str) -> str:

@@ -35,7 +35,7 @@ from gateway.control.redis_values import (
     text,
     tombstone_head,
 )
-from gateway.control.redis_watch import news
+from gateway.control.redis_watch import DoneWith, news
 from gateway.control.store import (
     Author,
     Changes,
@@ -79,6 +79,7 @@ class RedisStore:
         self._document = ("none", State())
         """The last one that was read, with its digest."""
         self._applied = AppliedClock()
+        self._done = DoneWith()
 
     @property
     def heard(self) -> float:
@@ -121,6 +122,10 @@ class RedisStore:
         reason = f"{author.reason} (refused: {error})" if author.reason else f"refused: {error}"
         await self._commit(redis_scripts.REJECT, msgspec.structs.replace(author, reason=reason), (), [])
 
+    async def known(self, op_id: str) -> bool:
+        (rank,) = await self._connections.call(["ZSCORE", self._key("ops"), op_id])
+        return rank is not None
+
     async def history(self, limit: int = 100) -> list[HistoryRecord]:
         if limit < 1:
             return []
@@ -135,7 +140,7 @@ class RedisStore:
     async def watch(self) -> AsyncGenerator[list[Signal], None]:
         async with (
             self._connections.waiting_line() as line,
-            aclosing(news(line, self._key, self._jitter)) as found,
+            aclosing(news(line, self._key, self._done, self._jitter)) as found,
         ):
             while True:
                 with self._connections.mapped():
@@ -145,6 +150,7 @@ class RedisStore:
                 yield signals
 
     async def seen(self, signal_id: str) -> None:
+        self._done.id = signal_id.encode()
         await self._connections.script(redis_scripts.SEEN, [self._key("state")], [signal_id])
 
     async def report(self, member: Member) -> int:

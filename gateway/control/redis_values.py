@@ -106,9 +106,3 @@ def _base(head: Fields) -> Revision:
 def fields(flat: Sequence[bytes]) -> dict[bytes, bytes]:
     """Names and values in turn, as Redis gives a HASH and the fields of a stream's entry."""
     return dict(zip(flat[::2], flat[1::2], strict=True))
-
-
-def id_order(id_: bytes) -> tuple[int, int]:
-    """What stream ids are sorted by; what is none comes first."""
-    ms, _, seq = id_.partition(b"-")
-    return int(ms) if ms.isdigit() else 0, int(seq) if seq.isdigit() else 0

@@ -8,7 +8,8 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any
 
 from gateway.control.redis_connection import CALL_TIMEOUT_S, RedisLine
-from gateway.control.redis_values import fields, id_order, signal
+from gateway.control.redis_scripts import LOOK
+from gateway.control.redis_values import SIGNAL_BYTES, SIGNAL_FIELDS, fields, signal
 from gateway.control.store import Signal
 
 BLOCK_MS = 500
@@ -19,16 +20,24 @@ COMPARE_S = 5.0
 replica) would wait silently for ever."""
 AT_ONCE = 10
 """Entries in one answer: one of them may have a megabyte."""
+SIGNALS_AT_ONCE = 100
+"""That are cut to size by the server."""
+
+
+class DoneWith:
+    """The last signal that this process is done with: where a store that was emptied has lost its cursor."""
+
+    id: bytes = b""
 
 
 async def news(
-    line: RedisLine, key: Callable[[str], str], jitter: Callable[[], float]
+    line: RedisLine, key: Callable[[str], str], done: DoneWith, jitter: Callable[[], float]
 ) -> AsyncGenerator[tuple[list[Signal], bool], None]:
     """As `Store.watch`, and whether it is time for a compare; raises the driver's errors.
 
     `jitter` varies the time between two compares.
     """
-    cursors = _Cursors(key("log"), key("signals"), key("state"))
+    cursors = _Cursors(key("log"), key("signals"), key("state"), done)
     while True:
         async with asyncio.timeout(CALL_TIMEOUT_S):
             signals = await cursors.renew(line)
@@ -45,8 +54,8 @@ async def news(
 class _Cursors:
     """The last entry of each stream that was seen."""
 
-    def __init__(self, log: str, signals: str, state: str) -> None:
-        self._log, self._signals, self._state = log, signals, state
+    def __init__(self, log: str, signals: str, state: str, done: DoneWith) -> None:
+        self._log, self._signals, self._state, self._done = log, signals, state, done
         self._last: dict[str, bytes] = {}
 
     async def renew(self, line: RedisLine) -> list[Signal]:
@@ -54,20 +63,11 @@ class _Cursors:
 
         The ends first, the reader's reading after: what comes in between is seen twice, never missed.
         """
-        ends = [["XREVRANGE", name, "+", "-", "COUNT", 1] for name in (self._log, self._signals)]
-        log, signals, done = await line.call(*ends, ["HGET", self._state, "signals_id"])
-        self._last[self._log] = _end(log)
-        end = _end(signals)
-        if done is None:
-            # No state: what came before there is one is about nothing.
-            before = self._last.get(self._signals, end)
-            self._last[self._signals] = min(before, end, key=id_order)
-            return []
-        self._last[self._signals] = done if id_order(done) != (0, 0) else b"0-0"
-        if id_order(end) <= id_order(done):
-            return []
-        after = b"(" + self._last[self._signals]
-        (entries,) = await line.call(["XRANGE", self._signals, after, "+", "COUNT", AT_ONCE])
+        keys = [self._state, self._log, self._signals]
+        bounds = [SIGNALS_AT_ONCE, 2 * SIGNAL_FIELDS, SIGNAL_BYTES]
+        log, done, entries = await line.script(LOOK, keys, [*bounds, self._done.id])
+        self._done.id = done
+        self._last = {self._log: log, self._signals: done}
         return self._taken(self._signals, entries)
 
     async def advance(self, line: RedisLine, block_ms: int) -> list[Signal] | None:
@@ -88,7 +88,3 @@ class _Cursors:
             if name == self._signals and flat:
                 signals.append(signal(id_, fields(flat)))
         return signals
-
-
-def _end(entries: list[Any]) -> bytes:
-    return entries[0][0] if entries else b"0-0"

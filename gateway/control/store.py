@@ -150,6 +150,9 @@ class Store(Protocol):
     async def reject(self, author: Author, error: str) -> None:
         """One line of history for a request that was refused; the revision stays. Idempotent by op_id."""
 
+    async def known(self, op_id: str) -> bool:
+        """Whether a change, or a refusal, with this op_id has its line in this life of the store."""
+
     async def history(self, limit: int = 100) -> list[HistoryRecord]:
         """The newest first."""
 

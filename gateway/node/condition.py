@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.admin.tokens import TokensFile
 from gateway.control.bootstrap import Bootstrap
 from gateway.control.deliver import Deliverer
 from gateway.control.reader import Reader
@@ -30,6 +31,7 @@ class Condition:
     ledger: Ledger
     fetched: Fetched
     stopping: Callable[[], bool]
+    tokens: TokensFile | None = None
 
     @property
     def ready(self) -> bool:
@@ -46,6 +48,8 @@ class Condition:
             self.bootstrap.trouble,
         ]
         found += self.deliverer.applied.errors
+        if self.tokens is not None:
+            found.append(self.tokens.trouble)
         if self.pool.ready < self.pool.total:
             found.append(f"{self.pool.ready} of {self.pool.total} workers are ready")
         return [text for text in found if text]

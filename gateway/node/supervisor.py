@@ -19,6 +19,7 @@ import uvicorn
 
 from gateway.admin.api import admin_app
 from gateway.admin.replica import Replica
+from gateway.admin.tokens import TokensError, TokensFile
 from gateway.control import state_file
 from gateway.control.bootstrap import Bootstrap
 from gateway.control.deliver import Deliverer
@@ -57,6 +58,7 @@ class Supervisor:
     def __init__(self, settings: Settings) -> None:
         check_settings(settings)
         self._settings = settings
+        self._tokens = _tokens(settings)
         self.replica = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self.events = Events()
         self._mirror = settings.state_dir / "state.json"
@@ -112,6 +114,7 @@ class Supervisor:
             ledger=self.ledger,
             fetched=self._fetched,
             stopping=self._stopping.is_set,
+            tokens=self._tokens,
         )
         self.collector = TurnoutCollector(totals=self.condition.totals, standing=self.condition.standing)
         self._reports = Reports(
@@ -142,6 +145,7 @@ class Supervisor:
                     self._bootstrap.run(self.reader.reached),
                     self._reports.run(),
                     self._announce(),
+                    *([self._tokens.run()] if self._tokens else []),
                     _serve(admin, self._admin_socket),
                 )
             ]
@@ -156,6 +160,7 @@ class Supervisor:
         return 0
 
     def _replica_view(self) -> Replica:
+        tokens = self._tokens
         return Replica(
             operations=self.operations,
             deliverer=self.deliverer,
@@ -168,6 +173,7 @@ class Supervisor:
             degraded=self.condition.degraded,
             member=self.condition.member,
             token=self._settings.admin_token,
+            holders=(lambda: tokens.holders) if tokens else None,
         )
 
     # What the workers ask.
@@ -248,6 +254,15 @@ def _store(settings: Settings, replica: str) -> Store:
         except ValueError as error:
             raise SettingsError(f"--redis: {error}") from error
     return FileStore(settings.state_dir / "store")
+
+
+def _tokens(settings: Settings) -> TokensFile | None:
+    if settings.tokens is None:
+        return None
+    try:
+        return TokensFile(settings.tokens)
+    except TokensError as error:
+        raise SettingsError(f"--tokens: {error}") from error
 
 
 def _last_known_good(path: Path) -> InForce | None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from gateway.routing.manifest import ManifestError, basis_points
 from gateway.routing.state import WHOLE_BP, DenyKey, InForce, Route, State, Variant
 from gateway.routing.table import RouteEntry, compile_route
+
+T = TypeVar("T")
 
 
 class ChangeRefused(Exception):
@@ -47,6 +49,14 @@ def set_weights(held: InForce, route_name: str, percents: Mapping[str, float]) -
     return replace_route(held.state, route_name, msgspec.structs.replace(route, variants=variants))
 
 
+def set_weights_of(held: InForce, routes: Mapping[str, Mapping[str, float]]) -> State:
+    """`set_weights` for several routes in one state: all of them, or none. Raises as it does."""
+    after = held
+    for route_name, percents in _some(routes).items():
+        after = msgspec.structs.replace(after, state=set_weights(after, route_name, percents))
+    return after.state
+
+
 def rollback(held: InForce, route_name: str, version: str | None = None) -> dict[DenyKey, str]:
     """What to deny (key → version) so that the route returns to what served before.
 
@@ -74,6 +84,40 @@ def rollback(held: InForce, route_name: str, version: str | None = None) -> dict
             "traffic and no earlier version that is allowed is known"
         )
     return denies
+
+
+def rollback_of(held: InForce, routes: Mapping[str, str | None]) -> dict[DenyKey, str]:
+    """`rollback` for several routes, each with its version or None: all of them, or none. Raises as it does."""
+    denies: dict[DenyKey, str] = {}
+    for route_name, version in _some(routes).items():
+        denies |= rollback(held, route_name, version)
+    return denies
+
+
+def _some(routes: Mapping[str, T]) -> Mapping[str, T]:
+    if not routes:
+        raise ChangeRefused("no route is named: a change names at least one")
+    return routes
+
+
+def named_routes(routes: str, versions: str = "") -> dict[str, str | None]:
+    """`"fraud"` or `"fraud, digits"`, as a signal names them, each with its version or None.
+
+    For one route `versions` is its version, as it is written; for several there are as many, in the same order,
+    an empty one for none: `"7,"`. Raises `ChangeRefused`.
+    """
+    names = [name.strip() for name in routes.split(",")]
+    if len(names) == 1:
+        return {names[0]: versions or None}
+    if len(set(names)) < len(names):
+        raise ChangeRefused(f"the routes {routes[:140]!r} name one of them twice")
+    given = [version.strip() or None for version in versions.split(",")] if versions else [None] * len(names)
+    if len(given) != len(names):
+        raise ChangeRefused(
+            f"{len(names)} routes and {len(given)} versions ({versions[:140]!r}): "
+            "name a version for each route, or for none"
+        )
+    return dict(zip(names, given, strict=True))
 
 
 def _strands(route: Route, entry: RouteEntry, denies: Mapping[DenyKey, str]) -> bool:

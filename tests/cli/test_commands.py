@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from gateway.admin.roles import Role
+from gateway.admin.tokens import parse_tokens
 from gateway.cli.audit import changes_cell
 from registry_client.adapters.directory import publish
 from tests import models
@@ -76,7 +79,21 @@ def test_every_view_is_a_table_json_and_yaml(gateway: Gateway, arguments: tuple[
         (("weights", "number", "canary=-1"), 1, "routes.number.variants.canary.weight"),
         (("weights", "number", "canary=nan"), 1, "canary"),
         (("weights", "number", "canary=20", "--revision", "9.9"), 3, "read it again"),
+        (("weights", "canary=20"), 1, "'canary=20' comes before any route"),
+        (("weights", "number", "canary=20", "letter"), 1, "'letter' has no weights"),
+        (("weights", "number", "canary=20", "number", "canary=5"), 1, "'number' is named twice"),
+        (("weights", "number", "canary=20", "nobody", "canary=5"), 1, "no route 'nobody'"),
         (("rollback", "number", "--version", "9"), 1, "has no version '9'"),
+        (("rollback", "number=9"), 1, "has no version '9'"),
+        (("rollback", "number", "nobody"), 1, "no route 'nobody'"),
+        (("rollback", "number", "letter", "--version", "2"), 1, "--version is for one route"),
+        (("rollback", "number=2", "--version", "2"), 1, "--version is for one route"),
+        (("rollback", "number", "number=2"), 1, "'number=2' is named twice"),
+        (("rollback", "number="), 1, "is not ROUTE or ROUTE=VERSION"),
+        (("rollback",), 1, "Missing argument"),
+        (("token", "a b", "--role", "guard"), 1, "a name is letters"),
+        (("token", "pager"), 1, "--role"),
+        (("token", "pager", "--role", "god"), 1, "'god' is not one of"),
         (("allow", "number", "9"), 1, "is not denied"),
         (("resolve", "number"), 1, "has no revision"),
         (("resolve", "local/number@nobody"), 1, "nobody"),
@@ -92,6 +109,17 @@ def test_errors_are_said_in_words(gateway: Gateway, arguments: tuple[str, ...], 
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_a_token_is_shown_once_and_its_line_is_for_the_file() -> None:
+    command = [sys.executable, "-m", "gateway", "token", "pager", "--role", "guard"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    (holder,) = parse_tokens(done.stderr)
+    assert (holder.name, holder.role) == ("pager", Role.GUARD)
+    assert hashlib.sha256(done.stdout.strip().encode()).digest() == holder.sha256
+    shown = json.loads(subprocess.check_output([*command, "-o", "json"]))
+    assert hashlib.sha256(shown["token"].encode()).hexdigest() == shown["sha256"]
+    assert (shown["name"], shown["role"]) == ("pager", "guard")
 
 
 def test_no_gateway_at_all() -> None:
@@ -174,6 +202,8 @@ def test_a_history_that_was_written_by_hand_is_no_traceback(mix: object) -> None
         (("--workers", "0"), "'0' is not a number of at least 1, or auto (see "),
         (("--redis", "http://cache"), "--redis: the Redis URL "),
         (("--host", "name.invalid"), "choose another --host"),
+        (("--tokens", "/nowhere/tokens.yaml"), "--tokens: the tokens in /nowhere/tokens.yaml cannot be read"),
+        (("--tokens", __file__), "are refused"),
         (("--admin-host", "192.0.2.1"), "choose another --admin-host"),
     ],
 )

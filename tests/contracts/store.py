@@ -128,6 +128,14 @@ class StoreContract:
         assert held is not None and held.revision == Revision(1, 4) and not held.denies
         assert len(await store.history()) == 4
 
+    async def test_what_has_its_line_is_known(self, store: Store, other: Store) -> None:
+        assert not await store.known("a")
+        await store.put(document(), EMPTY, author("a"), [])
+        await store.deny({BAD: "2"}, author("b"), [])
+        await store.undeny([BAD], author("c"), [])
+        await store.reject(author("d"), "no")
+        assert [await other.known(op_id) for op_id in "abcde"] == [True, True, True, True, False]
+
     async def test_of_concurrent_puts_exactly_one_wins(self, store: Store, other: Store) -> None:
         await store.put(document(), EMPTY, author("a"), [])
         puts = [

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,8 +101,13 @@ class ControlPlane:
 
         return bring_back
 
-    def manifest(self, weights: Mapping[str, float] | None = None, **route: Any) -> Manifest:
-        """`{"stable@1": 90, "canary@2": 10}`, of a route `number`."""
+    def manifest(
+        self,
+        weights: Mapping[str, float] | None = None,
+        names: Sequence[str] = ("number",),
+        **route: Any,
+    ) -> Manifest:
+        """`{"stable@1": 90, "canary@2": 10}`, of a route `number`, or of each of `names`."""
         variants = {
             text.split("@")[0]: {"model": f"local/number@{text.split('@')[1]}", "weight": percent}
             for text, percent in (weights or {"stable@1": 90, "canary@2": 10}).items()
@@ -110,7 +116,7 @@ class ControlPlane:
             yaml.safe_dump(
                 {
                     "registries": {"local": {"type": "directory", "path": str(self.models)}},
-                    "routes": {"number": {"variants": variants, **route}},
+                    "routes": {name: {"variants": deepcopy(variants), **route} for name in names},
                 },
                 sort_keys=False,
             )

@@ -49,6 +49,10 @@ class StoreUnderTest(FileStore):
         await self._reachable()
         return await super().deny(denies, author, changes)
 
+    async def known(self, op_id: str) -> bool:
+        await self._reachable()
+        return await super().known(op_id)
+
     async def reject(self, author: Author, error: str) -> None:
         await self._reachable()
         await super().reject(author, error)
@@ -227,6 +231,87 @@ class TestRollback:
         with pytest.raises(PrepareFailed):
             await plane.operations.allow("number", "2", author("a"))
         assert plane.workers.denied == {"2"}
+
+
+class TestSeveralRoutes:
+    ROUTES = ("number", "letter")
+
+    async def test_weights_come_in_one_revision(self, plane: ControlPlane) -> None:
+        await plane.apply(names=self.ROUTES)
+        weights = {name: {"canary": 60.0} for name in self.ROUTES}
+        outcome = await soon(plane.operations.weights_of(weights, author("w"), Revision(1, 1)))
+        assert outcome.revision == "1.2"
+        record = (await history(plane))[0]
+        assert [change["route"] for change in record.changes] == ["letter", "number"]
+        again = await soon(plane.operations.weights_of(weights, author("w2")))
+        assert (again.changed, again.revision) == (False, "1.2")
+
+    async def test_a_rollback_is_one_ring_and_one_line(self, plane: ControlPlane) -> None:
+        await plane.apply(names=self.ROUTES)
+        outcome = await soon(plane.operations.rollback_of(dict.fromkeys(self.ROUTES), author("r")))
+        assert outcome.revision == "1.2"
+        assert outcome.message == "number: version 2 is denied; letter: version 2 is denied"
+        assert len(await history(plane)) == 2
+        seen = [{key.route for key in held.denies} for held in plane.workers.rung]
+        assert all(routes in (set(), set(self.ROUTES)) for routes in seen) and set(self.ROUTES) in seen
+        again = await soon(plane.operations.rollback_of(dict.fromkeys(self.ROUTES), author("r2")))
+        assert (again.changed, again.message) == (False, "number, letter are rolled back already")
+
+    async def test_one_that_is_refused_refuses_all(self, plane: ControlPlane) -> None:
+        await plane.apply(names=self.ROUTES)
+        with pytest.raises(UnknownName, match="nobody"):
+            await plane.operations.rollback_of({"number": None, "nobody": None}, author("r"))
+        with pytest.raises(ChangeRefused, match="letter"):
+            await plane.operations.weights_of(
+                {"number": {"canary": 1}, "letter": {"canary": 200}}, author("w")
+            )
+        assert len(await history(plane)) == 1
+        assert plane.workers.denied == set()
+
+
+class TestObeying:
+    async def test_once(self, plane: ControlPlane) -> None:
+        await plane.apply()
+        first = await soon(plane.operations.obey(lambda: {"number": None}, author("alert-1")))
+        assert first.message == "number: version 2 is denied"
+        await soon(plane.operations.allow("number", "2", author("a")))
+        again = await soon(plane.operations.obey(lambda: {"number": None}, author("alert-1")))
+        assert (again.changed, "had its answer before" in again.message) == (False, True)
+        assert plane.workers.denied == set()
+        another = await soon(plane.operations.obey(lambda: {"number": None}, author("alert-2")))
+        assert another.changed and plane.workers.denied == {"2"}
+
+    async def test_what_there_was_nothing_to_do_for_does_nothing_later(self, plane: ControlPlane) -> None:
+        await plane.apply()
+        await soon(plane.operations.obey(lambda: {"number": None}, author("alert-1")))
+        await soon(plane.operations.obey(lambda: {"number": None}, author("alert-2", "5xx")))
+        line = (await history(plane))[0]
+        assert (line.type, line.op_id) == ("reject", "alert-2")
+        assert line.reason == "5xx (refused: nothing to do, number is rolled back already)"
+        await soon(plane.operations.allow("number", "2", author("a")))
+        await soon(plane.operations.obey(lambda: {"number": None}, author("alert-2", "5xx")))
+        assert plane.workers.denied == set()
+
+    async def test_what_is_refused_has_its_line_and_is_raised(self, plane: ControlPlane) -> None:
+        await plane.apply()
+        with pytest.raises(UnknownName):
+            await soon(plane.operations.obey(lambda: {"nobody": None}, author("alert-1")))
+        line = (await history(plane))[0]
+        assert (line.type, line.op_id) == ("reject", "alert-1") and "no route 'nobody'" in line.reason
+
+    @pytest.mark.parametrize("trouble", ["down", "frozen"])
+    async def test_it_needs_no_store(self, plane: ControlPlane, trouble: str) -> None:
+        await plane.apply()
+        if trouble == "down":
+            store(plane).down = True
+        else:
+            store(plane).thawed.clear()
+        outcome = await soon(plane.operations.obey(lambda: {"number": None}, author("alert-1")))
+        assert (outcome.published, outcome.changed) == (False, True)
+        assert plane.workers.denied == {"2"}
+        # Again, while it still waits to be published: no second line, and nothing more is denied.
+        again = await soon(plane.operations.obey(lambda: {"number": None}, author("alert-1")))
+        assert not again.changed
 
 
 class TestSignals:

@@ -9,7 +9,7 @@ import redis
 
 from gateway.control.reader import Verdict, judge
 from gateway.control.redis_store import RedisStore
-from gateway.control.store import HistoryRecord, Store, StoreUnavailable
+from gateway.control.store import Store, StoreUnavailable
 from gateway.routing import change
 from gateway.routing.state import EMPTY, InForce, Revision
 from tests.control.replica import ControlPlane, author, soon
@@ -118,6 +118,26 @@ class TestOnAFile:
         assert (record.type, record.actor, record.reason) == ("deny", "ann", "wrong digits")
         assert record.changes[0]["after"]["stable"]["share"] == 100
 
+    async def test_what_was_denied_together_is_published_in_one_revision(
+        self, broken: tuple[BrokenStore, ControlPlane]
+    ) -> None:
+        store, plane = broken
+        plane.run(reader=True)
+        await plane.apply(names=("number", "letter", "other"))
+        store.down = True
+        both = {"number": None, "letter": "2"}
+        outcome = await soon(plane.operations.rollback_of(both, author("rescue")))
+        assert (outcome.published, outcome.revision) == (False, "1.1+2")
+        await soon(plane.operations.rollback("other", None, author("later")))
+        store.down = False
+        await soon(plane.deliverer.wait_for(Revision(1, 3)))
+        published = [
+            [change["route"] for change in record.changes]
+            for record in await plane.store.history()
+            if record.type == "deny"
+        ]
+        assert sorted(published) == [["letter", "number"], ["other"]]
+
     async def test_a_store_that_is_away_is_said_so_and_ends_nothing(
         self, broken: tuple[BrokenStore, ControlPlane]
     ) -> None:
@@ -167,9 +187,6 @@ class Meddler:
 
     def wake(self) -> None:
         self._redis.xadd(self.prefix + "log", {"type": "nothing"})
-
-    def signal(self, **fields: str) -> str:
-        return str(self._redis.xadd(self.prefix + "signals", fields or {"": ""}), "utf-8")  # type: ignore[arg-type]
 
     def close(self) -> None:
         self._redis.close()
@@ -288,82 +305,3 @@ class TestOnRedis:
         outcome = await soon(shared.operations.rollback("number", None, author("rescue")))
         assert outcome.changed and shared.workers.denied == {"2"}
         assert shared.failed() == []
-
-
-BIG = "x" * 1_000_000
-
-
-class TestSignals:
-    @pytest.mark.parametrize(
-        ("fields", "type_", "says"),
-        [
-            ({"action": "rollback", "route": "number", "actor": "pager", "reason": "5xx"}, "deny", "5xx"),
-            ({"action": "rollback", "route": "number", "version": "2"}, "deny", ""),
-            ({"action": "rollback", "route": "number", "version": "9"}, "reject", "no version '9'"),
-            ({"action": "rollback", "route": "nobody"}, "reject", "no route 'nobody'"),
-            ({"action": "rollback"}, "reject", "no route ''"),
-            ({"action": "explode", "route": "number"}, "reject", "action 'explode' is not known"),
-            ({}, "reject", "action '' is not known"),
-            (
-                {"action": BIG, "route": BIG, "version": BIG, "actor": BIG, "reason": BIG},
-                "reject",
-                "not known",
-            ),
-            ({"action": "rollback", "route": BIG}, "reject", "no route"),
-            ({"action": "rollback", "route": "number", "version": BIG}, "reject", "no version"),
-            ({"action": "rollback", "route": "\x00\n\x1b[31m", "actor": "\x1b[2J"}, "reject", "no route"),
-        ],
-    )
-    async def test_each_leaves_one_line_and_is_seen(
-        self, shared: ControlPlane, meddler: Meddler, fields: dict[str, str], type_: str, says: str
-    ) -> None:
-        shared.run(reader=True)
-        await shared.apply()
-        id_ = meddler.signal(**fields)
-        async with asyncio.timeout(10):
-            while not (lines := await self.lines(shared, id_)):
-                await asyncio.sleep(0.01)
-            # Nothing is left for a reader that starts now.
-            while await self.pending(shared):
-                await asyncio.sleep(0.01)
-        (line,) = lines
-        assert line.type == type_
-        assert line.actor.startswith("signal:")
-        assert says in line.reason
-        assert len(line.reason) < 1000 and len(line.actor) < 100
-        assert shared.workers.denied == ({"2"} if type_ == "deny" else set())
-        assert await self.lines(shared, id_) == lines
-        assert shared.failed() == []
-
-    async def test_the_same_request_twice_denies_once(self, shared: ControlPlane, meddler: Meddler) -> None:
-        shared.run(reader=True)
-        await shared.apply()
-        for _ in range(2):
-            meddler.signal(action="rollback", route="number")
-        await shared.hears_of_denies("2")
-        async with asyncio.timeout(10):
-            while await self.pending(shared):
-                await asyncio.sleep(0.01)
-        assert [record.type for record in await shared.store.history()] == ["deny", "put"]
-
-    async def test_a_signal_to_an_empty_store_ends_nobody(
-        self, shared: ControlPlane, meddler: Meddler
-    ) -> None:
-        shared.run(reader=True)
-        await soon(shared.reader.reached.wait())
-        meddler.signal(action="rollback", route="number")
-        async with asyncio.timeout(10):
-            while await self.pending(shared):
-                await asyncio.sleep(0.01)
-        assert shared.failed() == []
-        assert await shared.apply() == "1.1"
-
-    async def lines(self, plane: ControlPlane, id_: str) -> list[HistoryRecord]:
-        return [record for record in await plane.store.history() if record.op_id == f"signal-{id_}"]
-
-    async def pending(self, plane: ControlPlane) -> list[object]:
-        watch = plane.store.watch()
-        try:
-            return list(await soon(anext(watch)))
-        finally:
-            await watch.aclose()  # type: ignore[attr-defined]

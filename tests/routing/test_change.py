@@ -85,6 +85,39 @@ def rollback(declared: Route, *denied: str, version: str | None = None) -> list[
     return sorted(key.digest[0] for key in denies)
 
 
+class TestSeveralRoutes:
+    def test_weights_are_one_state(self) -> None:
+        held = in_force(SPLIT, THREE)
+        state = change.set_weights_of(held, {"digits": {"canary": 20}, "digits2": {"other": 0}})
+        assert state.routes["digits"].variants["canary"].weight_bp == 2000
+        assert state.routes["digits2"].variants["stable"].weight_bp == 8500
+        assert held == in_force(SPLIT, THREE)
+
+    def test_rollbacks_are_one_set_of_denies(self) -> None:
+        denies = change.rollback_of(in_force(SPLIT, THREE), {"digits": None, "digits2": "3"})
+        assert {(key.route, version) for key, version in denies.items()} == {
+            ("digits", "2"),
+            ("digits2", "3"),
+        }
+        half = in_force(SPLIT, THREE, denied=["2"])
+        assert {key.route for key in change.rollback_of(half, {"digits": None, "digits2": None})} == {
+            "digits2"
+        }
+
+    def test_all_or_none(self) -> None:
+        held = in_force(SPLIT, route({"stable 1": 100}))
+        for routes, kind in (
+            ({"digits": None, "digits2": None}, ChangeRefused),
+            ({"digits": None, "nobody": None}, UnknownName),
+            ({}, ChangeRefused),
+        ):
+            with pytest.raises(kind, match=r"digits2|nobody|at least one"):
+                change.rollback_of(held, routes)
+        for weights in ({"digits": {"canary": 20}, "digits2": {"stable": 50}}, {}):
+            with pytest.raises(ChangeRefused, match=r"digits2|at least one"):
+                change.set_weights_of(held, weights)
+
+
 NOTHING_LEFT = ["nothing to roll back to", "would leave digits without any version"]
 
 
