@@ -19,14 +19,7 @@ from gateway.control.history_file import HistoryFile
 from gateway.control.member import FADES_S, AppliedClock
 from gateway.control.store import Author, Changes, Conflict, HistoryRecord, Member, Signal, StoreUnavailable
 from gateway.routing.documents import Documents
-from gateway.routing.state import (
-    Deny,
-    DenyKey,
-    InForce,
-    Revision,
-    State,
-    StateError,
-)
+from gateway.routing.state import DamagedState, Deny, DenyKey, InForce, Revision, State, StateError
 
 STATE_NAME = "state.json"
 HISTORY_NAME = "history.jsonl"
@@ -54,7 +47,7 @@ class FileStore:
     """A `Store` in one directory, safe between processes of one machine by `flock`.
 
     Every method may raise `StoreUnavailable`; `read` and the changes raise `StateError` where the state
-    file is damaged. A `put` that expects an empty store sets a damaged file aside and begins a new epoch.
+    file is damaged. `restore` sets a damaged file aside.
     """
 
     shared = False
@@ -86,16 +79,36 @@ class FileStore:
     async def put(self, state: State, expect: Revision, author: Author, changes: Changes) -> Revision:
         def step(held: InForce | None) -> _Step:
             current = held.revision if held else Revision(0, 0)
-            if held is None and expect.rev == 0:
-                epoch = max(1, expect.epoch, self._history.last_epoch + 1)
-                first = InForce(revision=Revision(epoch, 1), state=state)
-                return _Step("restore" if expect.epoch else "put", first, first.revision)
-            if held is None or current != expect:
+            if current != expect:
                 raise Conflict(current)
+            if held is None:
+                first = InForce(revision=Revision(self._history.last_epoch + 1, 1), state=state)
+                return _Step("put", first, first.revision)
             revision = _following(current)
-            return _Step("put", InForce(revision=revision, state=state, denies=held.denies), revision)
+            return _Step("put", msgspec.structs.replace(held, revision=revision, state=state), revision)
 
-        return await self._commit(step, author, changes, replaces_damaged=expect.rev == 0)
+        return await self._commit(step, author, changes)
+
+    async def restore(
+        self, held: InForce, expect: Revision, author: Author, changes: Changes, *, known_epoch: int = 0
+    ) -> Revision:
+        def step(stored: InForce | None) -> _Step:
+            current = stored.revision if stored else Revision(0, 0)
+            if current != expect:
+                raise Conflict(current)
+            known = (current.epoch, held.revision.epoch, known_epoch, self._history.last_epoch)
+            revision = Revision(max(known) + 1, 1)
+            denies = {**(stored.denies if stored else {}), **held.denies}
+            first = InForce(
+                revision=revision,
+                state=held.state,
+                # Of this epoch, and so lifted by whatever comes later in it.
+                denies={key: msgspec.structs.replace(deny, rev=1) for key, deny in denies.items()},
+                base=held.revision,
+            )
+            return _Step("restore", first, revision)
+
+        return await self._commit(step, author, changes, mends=True)
 
     async def deny(self, denies: Mapping[DenyKey, str], author: Author, changes: Changes) -> Revision:
         def step(held: InForce | None) -> _Step:
@@ -105,10 +118,9 @@ class FileStore:
                 return _Step("deny", None, held.revision)
             revision = _following(held.revision)
             added = {key: self._tombstone(denies[key], revision, author) for key in new}
+            all_denies = {**held.denies, **added}
             return _Step(
-                "deny",
-                InForce(revision=revision, state=held.state, denies={**held.denies, **added}),
-                revision,
+                "deny", msgspec.structs.replace(held, revision=revision, denies=all_denies), revision
             )
 
         return await self._commit(step, author, changes)
@@ -120,7 +132,7 @@ class FileStore:
             if len(left) == len(held.denies):
                 return _Step("undeny", None, held.revision)
             revision = _following(held.revision)
-            return _Step("undeny", InForce(revision=revision, state=held.state, denies=left), revision)
+            return _Step("undeny", msgspec.structs.replace(held, revision=revision, denies=left), revision)
 
         return await self._commit(step, author, changes)
 
@@ -171,13 +183,13 @@ class FileStore:
         step: Callable[[InForce | None], _Step],
         author: Author,
         changes: Changes,
-        replaces_damaged: bool = False,
+        mends: bool = False,
     ) -> Revision:
         loop = asyncio.get_running_loop()
 
         def in_thread() -> Revision:
             with self._locked():
-                revision = self._commit_locked(step, author, changes, replaces_damaged)
+                revision = self._commit_locked(step, author, changes, mends)
             # From the thread: also a caller that was cancelled meanwhile has changed the state.
             loop.call_soon_threadsafe(self._ring)
             return revision
@@ -190,9 +202,9 @@ class FileStore:
         step: Callable[[InForce | None], _Step],
         author: Author,
         changes: Changes,
-        replaces_damaged: bool,
+        mends: bool,
     ) -> Revision:
-        held = self._held(replaces_damaged)
+        held, damaged = self._held(mends)
         self._history.settle(held.revision if held else None)
         if held and (known := self._history.find(author.op_id, held.revision.epoch)):
             return known
@@ -203,6 +215,8 @@ class FileStore:
         # would be a change that nobody can account for.
         self._history.append(self._record(made.type, made.held, author, author.reason, changes))
         try:
+            if damaged:
+                state_file.set_aside(self._state_path)
             state_file.write(self._state_path, made.held)
         except OSError:
             with suppress(OSError):
@@ -212,21 +226,23 @@ class FileStore:
             self._history.compact()
         return made.revision
 
-    def _held(self, replaces_damaged: bool) -> InForce | None:
+    def _held(self, mends: bool) -> tuple[InForce | None, bool]:
+        """And whether the file is damaged; then what is sound of it."""
         try:
-            return state_file.read(self._state_path, self._documents)
+            return state_file.read(self._state_path, self._documents), False
         except StateError as error:
-            if not replaces_damaged:
+            if not mends:
                 raise StateError(
-                    f"the store {self._state_path} is damaged ({error}): put a copy of it back, or move it away "
-                    "to begin anew from the manifest, without the denies that it held"
+                    f"the store {self._state_path} is damaged ({error}): put a copy of it back, or give it what "
+                    "this replica holds with: turnout restore"
                 ) from error
-            state_file.set_aside(self._state_path)
-            return None
+            if isinstance(error, DamagedState):
+                return InForce(revision=error.revision, state=State(), denies=error.denies), True
+            return None, True
 
     def _reject_locked(self, author: Author, error: str) -> None:
         with self._locked():
-            held = _required(self._held(replaces_damaged=False))
+            held = _required(self._held(mends=False)[0])
             self._history.settle(held.revision)
             if self._history.find(author.op_id, held.revision.epoch):
                 return

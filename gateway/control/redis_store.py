@@ -2,7 +2,7 @@
 
 Keys, under one hash tag so that they share a slot: `{turnout:<namespace>}` and
 
-    :state      HASH epoch, rev, doc, sha256, op_id, actor, reason, commit_us, signals_id
+    :state      HASH epoch, rev, doc, sha256, op_id, actor, reason, commit_us, signals_id, base
     :deny       HASH route|digest → {version, rev, op_id, actor, reason, us}
     :log        STREAM, one entry a change; also what wakes the readers
     :signals    STREAM of rollback requests from outside
@@ -66,6 +66,8 @@ class RedisStore:
         self._watching: set[Redis] = set()
         self._documents = Documents()
         self._applied = AppliedClock()
+        # The last signal that is known to be done with: an emptied store does not say it.
+        self._done = ""
 
     async def read(self) -> InForce | None:
         with self._address.mapped():
@@ -84,6 +86,16 @@ class RedisStore:
             changes,
             [str(expect.epoch), str(expect.rev), doc, state_sha256(doc)],
         )
+
+    async def restore(
+        self, held: InForce, expect: Revision, author: Author, changes: Changes, *, known_epoch: int = 0
+    ) -> Revision:
+        epoch = str(max(known_epoch, held.revision.epoch))
+        own: list[str | bytes] = [str(expect.epoch), str(expect.rev), epoch, str(held.revision)]
+        own += [held.state.encoded, held.state.sha256, self._done]
+        for key, deny in held.denies.items():
+            own += [str(key), msgspec.json.encode(msgspec.structs.replace(deny, rev=1))]
+        return await self._commit(redis_scripts.RESTORE, author, changes, own)
 
     async def deny(self, denies: Mapping[DenyKey, str], author: Author, changes: Changes) -> Revision:
         pairs: list[str | bytes] = []
@@ -113,7 +125,7 @@ class RedisStore:
             while True:
                 # The ends first, the signals after: what comes in between is seen twice, never missed.
                 ends = await self._ends(redis)
-                signals = await self._unseen(redis)
+                signals = await self._unseen(redis, ends[self._key("signals")])
                 yield signals
                 await self._wait(redis, ends)
         finally:
@@ -122,6 +134,7 @@ class RedisStore:
                 await redis.aclose()
 
     async def seen(self, signal_id: str) -> None:
+        self._done = signal_id
         await self._run(redis_scripts.SEEN, [self._key("state")], [signal_id])
 
     async def report(self, member: Member) -> None:
@@ -191,13 +204,13 @@ class RedisStore:
                 ends[name] = last[0][0] if last else b"0-0"
         return ends
 
-    async def _unseen(self, redis: Redis) -> list[Signal]:
+    async def _unseen(self, redis: Redis, end: bytes) -> list[Signal]:
         with self._address.mapped():
             done = await redis.hget(self._key("state"), "signals_id")
-            if done is None:  # no state, so nothing that a signal could be about
-                return []
+            # An emptied store has lost its cursor: then from where this process knows to be done.
+            self._done = text(done) if done is not None else self._done or text(end)
             entries: Any = await redis.xrange(
-                self._key("signals"), min=b"(" + _bytes(done), count=SIGNALS_AT_ONCE
+                self._key("signals"), min=f"({self._done}", count=SIGNALS_AT_ONCE
             )
         return [signal(id_, fields) for id_, fields in entries if fields]
 
@@ -207,10 +220,6 @@ class RedisStore:
             with self._address.mapped():
                 if await redis.xread(ends, count=1, block=BLOCK_MS):
                     return
-
-
-def _bytes(value: str | bytes) -> bytes:
-    return value.encode() if isinstance(value, str) else value
 
 
 __all__ = ["RedisStore", "StoreUnavailable"]

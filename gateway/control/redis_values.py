@@ -8,7 +8,7 @@ import msgspec
 
 from gateway.control.store import Author, HistoryRecord, Member, Signal
 from gateway.routing.documents import Documents
-from gateway.routing.state import Deny, DenyKey, InForce, Revision, StateError
+from gateway.routing.state import DamagedState, Deny, DenyKey, InForce, Revision, StateError
 
 SIGNAL_FIELDS = 20
 SIGNAL_BYTES = 1024
@@ -22,20 +22,42 @@ def text(raw: bytes | str) -> str:
 
 
 def in_force(state: Fields, denies: Fields, documents: Documents) -> InForce:
-    """Raises `StateError`, and names the field that is damaged."""
-    missing = [name for name in ("epoch", "rev", "doc", "sha256") if name.encode() not in state]
-    if missing:
-        raise StateError(f"the state in Redis lacks {', '.join(missing)}: it was edited by hand")
+    """Raises `DamagedState`, and names the field that is damaged."""
+    sound, damage = _sound(denies)
+    revision = Revision(0, 0)
     try:
-        revision = Revision.parse(f"{text(state[b'epoch'])}.{text(state[b'rev'])}")
+        revision = _revision(state)
+        missing = [name for name in ("doc", "sha256") if name.encode() not in state]
+        if missing:
+            raise StateError(f"the state in Redis lacks {', '.join(missing)}: it was edited by hand")
+        if damage:
+            raise StateError(damage)
+        return InForce(
+            revision=revision,
+            state=documents.state(state[b"doc"], text(state[b"sha256"])),
+            denies=sound,
+            base=Revision.parse(text(state.get(b"base", b"0.0"))),
+        )
+    except ValueError as error:
+        raise DamagedState(str(error), revision, sound) from error
+
+
+def _revision(state: Fields) -> Revision:
+    try:
+        return Revision.parse(f"{text(state.get(b'epoch', b''))}.{text(state.get(b'rev', b''))}")
     except ValueError as error:
         raise StateError(f"the state in Redis has no revision: {error}") from error
-    document = documents.state(state[b"doc"], text(state[b"sha256"]))
-    return InForce(
-        revision=revision,
-        state=document,
-        denies={DenyKey.parse(text(key)): _deny(key, raw) for key, raw in denies.items()},
-    )
+
+
+def _sound(denies: Fields) -> tuple[dict[DenyKey, Deny], str]:
+    """The denies that are readable, and what is wrong with the first that is not."""
+    sound, damage = {}, ""
+    for key, raw in denies.items():
+        try:
+            sound[DenyKey.parse(text(key))] = _deny(key, raw)
+        except StateError as error:
+            damage = damage or str(error)
+    return sound, damage
 
 
 def tombstone_head(version: str, author: Author) -> bytes:
@@ -76,6 +98,10 @@ def _short(raw: bytes) -> str:
 
 def _deny(key: bytes, raw: bytes) -> Deny:
     try:
-        return msgspec.json.decode(raw, type=Deny)
+        deny = msgspec.json.decode(raw, type=Deny)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise StateError(f"deny {text(key)[:200]!r} in Redis is unreadable: {error}") from error
+    if deny.rev < 1:
+        # It would look like one that only this replica knows, and nobody could lift it.
+        raise StateError(f"deny {text(key)[:200]!r} in Redis has no revision: it was written by hand")
+    return deny

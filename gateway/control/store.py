@@ -93,9 +93,17 @@ class Store(Protocol):
     async def put(self, state: State, expect: Revision, author: Author, changes: Changes) -> Revision:
         """Replaces the document if the revision is still `expect` (0.0: if the store is empty).
 
-        `Revision(E, 0)` also expects an empty store and begins epoch E in it: how a replica whose store was
-        emptied gives it the state back as something newer (type `restore` in the history).
         A known `op_id` returns its first revision and changes nothing. Raises `Conflict`.
+        """
+
+    async def restore(
+        self, held: InForce, expect: Revision, author: Author, changes: Changes, *, known_epoch: int = 0
+    ) -> Revision:
+        """Begins a new epoch with `held`, if the store is still at `expect` (0.0: empty, or unreadable).
+
+        The epoch is one more than the store's, `held`'s and `known_epoch`, the highest that anybody has seen,
+        so that every replica takes it for newer; `held.revision` becomes its `base`. Denied is what is denied
+        in `held` or in the store. It mends a damaged document. Raises `Conflict`.
         """
 
     async def deny(self, denies: Mapping[DenyKey, str], author: Author, changes: Changes) -> Revision:
