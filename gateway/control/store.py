@@ -26,6 +26,10 @@ class StoreUnavailable(StoreError):
     """The store cannot be reached or refuses to work; what is served goes on being served."""
 
 
+class StoreDiverged(StoreError):
+    """The store holds another state than this replica, and a person has to say which of them is right."""
+
+
 class Author(msgspec.Struct, frozen=True, kw_only=True):
     """Who changes something and why. `op_id` makes a retried write the same write."""
 
@@ -150,6 +154,7 @@ __all__ = [
     "Member",
     "Signal",
     "Store",
+    "StoreDiverged",
     "StoreError",
     "StoreUnavailable",
 ]

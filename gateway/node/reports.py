@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from gateway.control.events import Events
 from gateway.control.store import Member, Store, StoreUnavailable
+from gateway.control.troubles import Trouble, Troubles
 from gateway.control.weights import WeightsCache
 from gateway.node.fetched import Fetched
 
@@ -25,12 +26,14 @@ class Reports:
         events: Events,
         weights: WeightsCache,
         fetched: Fetched,
+        troubles: Troubles,
     ) -> None:
         self._store = store
         self._member = member
         self._events = events
         self._weights = weights
         self._fetched = fetched
+        self._troubles = troubles
         self._due = asyncio.Event()
 
     def due(self) -> None:
@@ -43,17 +46,25 @@ class Reports:
             while True:
                 self._due.clear()
                 self._fetched.cache_bytes = sum(entry.size_bytes for entry in await self._weights.list())
-                with contextlib.suppress(StoreUnavailable):
-                    await self._store.report(self._member())
+                await self._report()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(REPORT_PERIOD_S):
                         await self._due.wait()
         finally:
             watcher.cancel()
 
+    async def _report(self) -> None:
+        try:
+            await self._store.report(self._member())
+        except StoreUnavailable as error:
+            if Trouble.UNREACHABLE not in self._troubles:  # the reader says so then
+                self._troubles.begin(Trouble.UNWRITABLE, f"no acknowledgement can be written: {error}")
+        else:
+            self._troubles.end(Trouble.UNWRITABLE)
+
     async def _watch_applied(self) -> None:
         with self._events.subscribe() as events:
             while True:
                 event = await events.get()
-                if event["kind"] in ("applied", "refused"):
+                if event["kind"] in ("applied", "refused", "control-plane"):
                     self.due()

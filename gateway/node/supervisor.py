@@ -114,7 +114,14 @@ class Supervisor:
             stopping=self._stopping.is_set,
         )
         self.collector = TurnoutCollector(totals=self.condition.totals, standing=self.condition.standing)
-        self._reports = Reports(self.store, self.condition.member, self.events, self.weights, self._fetched)
+        self._reports = Reports(
+            self.store,
+            self.condition.member,
+            self.events,
+            self.weights,
+            self._fetched,
+            self.reader.troubles,
+        )
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import redis
 
-from gateway.control.reader import Verdict, judge
+from gateway.control.divergence import Verdict, judge
 from gateway.control.redis_store import RedisStore
 from gateway.control.store import HistoryRecord, Store, StoreUnavailable
 from gateway.routing import change
