@@ -12,5 +12,6 @@ pytest_plugins = [
     "tests.servers.gateway",
     "tests.servers.mlflow",
     "tests.servers.redis",
+    "tests.servers.meddler",  # after what it imports: pytest rewrites no module that is there already
     "tests.servers.weights",
 ]

@@ -15,6 +15,7 @@ from gateway.admin.changes import change_routes
 from gateway.admin.problems import HANDLED, handle, handle_bug, handle_http
 from gateway.admin.replica import Replica
 from gateway.admin.requests import json_response
+from gateway.admin.settle import settle_routes
 from gateway.admin.views import view_routes
 from gateway.telemetry.metrics import metrics_registry
 
@@ -31,6 +32,7 @@ def admin_app(replica: Replica) -> Starlette:
             Route("/metrics", probes.metrics),
             *view_routes(replica, PREFIX),
             *change_routes(replica, PREFIX),
+            *settle_routes(replica, PREFIX),
         ],
         middleware=[Middleware(AdminGuard, token=replica.token)],
         exception_handlers={

@@ -169,6 +169,9 @@ class FileStore:
         now = time.monotonic()
         self._member = (now, self._applied.stamp(member, self._clock_us()))
 
+    async def leave(self) -> None:
+        self._member = None
+
     async def members(self) -> list[Member]:
         """This process alone, while it goes on reporting."""
         if self._member is None or time.monotonic() - self._member[0] > FADES_S:

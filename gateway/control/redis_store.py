@@ -150,6 +150,11 @@ class RedisStore:
                 pipe.zremrangebyscore(members, "-inf", now_us - 3_600_000_000)
                 await pipe.execute()
 
+    async def leave(self) -> None:
+        with self._address.mapped():
+            # Long ago, which needs no right that a report does not need.
+            await self._redis.zadd(self._key("members"), {self._replica: 0})
+
     async def members(self) -> list[Member]:
         since_us = await self._now_us() - FADES_S * 1_000_000
         with self._address.mapped():

@@ -140,6 +140,9 @@ class Store(Protocol):
     async def report(self, member: Member) -> None:
         """Publishes what this replica has applied; it fades by itself when not repeated."""
 
+    async def leave(self) -> None:
+        """This replica goes on purpose: nobody waits for it any longer."""
+
     async def members(self) -> list[Member]:
         """The live replicas."""
 

@@ -350,6 +350,13 @@ class StoreContract:
         with pytest.raises(StateError, match="sha256"):
             await store.read()
 
+    async def test_a_replica_that_leaves_is_no_member(self, store: Store) -> None:
+        await store.report(member("replica"))
+        await store.leave()
+        assert await store.members() == []
+        await store.report(member("replica", rev=2))
+        assert [m.rev for m in await store.members()] == [2]
+
     async def test_a_replica_reports_itself(self, store: Store) -> None:
         await store.report(member("one"))
         (first,) = await store.members()
