@@ -30,6 +30,13 @@ _MEANINGS: tuple[tuple[type[Exception], str], ...] = (
     (errors.TimeoutError, "it did not answer in time"),
     (errors.ConnectionError, "the connection failed"),
 )
+# Those that the driver has no class for, by the word that they begin with.
+_WORDS = {
+    "WRONGTYPE": "a key of Turnout's holds something else: delete it, and what is lost by that comes back "
+    "with turnout restore",
+    "MISCONF": "it cannot save its data",
+    "NOREPLICAS": "too few of its own replicas are connected",
+}
 
 
 class RedisAddress:
@@ -88,6 +95,9 @@ def masked(url: str) -> str:
 def _meaning(error: Exception) -> str:
     for kind, text in _MEANINGS:
         if isinstance(error, kind):
+            return f"{text} ({_brief(error)})"
+    for word, text in _WORDS.items():
+        if word in str(error):
             return f"{text} ({_brief(error)})"
     return f"it refused: {_brief(error)}"
 

@@ -35,6 +35,7 @@ class Reports:
         self._fetched = fetched
         self._troubles = troubles
         self._due = asyncio.Event()
+        self._failed = 0
 
     def due(self) -> None:
         """Something has changed that the others should hear of at once."""
@@ -57,9 +58,12 @@ class Reports:
         try:
             await self._store.report(self._member())
         except StoreUnavailable as error:
-            if Trouble.UNREACHABLE not in self._troubles:  # the reader says so then
+            self._failed += 1
+            # Where it is out of reach, the reader finds out by itself and says so.
+            if self._failed > 1 and Trouble.UNREACHABLE not in self._troubles:
                 self._troubles.begin(Trouble.UNWRITABLE, f"no acknowledgement can be written: {error}")
         else:
+            self._failed = 0
             self._troubles.end(Trouble.UNWRITABLE)
 
     async def _watch_applied(self) -> None:
