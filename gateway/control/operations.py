@@ -162,6 +162,13 @@ class Operations:
             stored = await self._store.read()
         except StateError as error:
             stored = _beside(error)
+        else:
+            verdict = self._deliverer.divergence.judge(held, stored)
+            if verdict is Verdict.TAKE and stored is not None and stored.revision > held.revision:
+                raise change.ChangeRefused(
+                    f"the store is at revision {stored.revision}, ahead of {held.revision} here: to restore that "
+                    "would undo what others changed. This replica is about to take it"
+                )
         return await self._begin_epoch(held, stored, author, expect)
 
     async def adopt(self, author: Author, expect: Revision | None = None) -> Outcome:
@@ -186,9 +193,9 @@ class Operations:
         members = await self._store.members()
         epochs = [self._deliverer.newest.revision.epoch, *(member.epoch for member in members)]
         after = msgspec.structs.replace(held, denies={**before.denies, **held.denies})
-        revision = await self._store.restore(
-            held, before.revision, author, change.summary(before, after), known_epoch=max(epochs)
-        )
+        # Beside nothing, every route would be a change; and nothing changes of what serves.
+        changes = change.summary(before, after) if before.state.routes else []
+        revision = await self._store.restore(held, before.revision, author, changes, known_epoch=max(epochs))
         await self._deliver(revision)
         return Outcome(
             revision=str(revision),

@@ -201,6 +201,17 @@ class TestAnEmptiedStore:
             await fresh.apply()
         assert await one.store.read() is None
 
+    async def test_a_replica_that_is_behind_undoes_nothing(
+        self, two: tuple[ControlPlane, ControlPlane], replicas: Callable[[str], ControlPlane]
+    ) -> None:
+        one, _ = two
+        late = replicas("late")
+        await late.deliverer.start(one.deliverer.held)
+        await soon(one.operations.weights("number", {"canary": 50}, author("w")))
+        with pytest.raises(ChangeRefused, match=r"at revision 1\.2, ahead of 1\.1 here"):
+            await late.operations.restore(author("r"))
+        await in_both(two, (1, 2))
+
     async def test_a_replica_that_holds_nothing_has_nothing_to_give(
         self, replicas: Callable[[str], ControlPlane]
     ) -> None:

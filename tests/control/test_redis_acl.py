@@ -34,7 +34,11 @@ async def test_each_user_can_do_its_work_and_no_more(own_redis: RedisServer) -> 
     await store.reject(author("d"), "no")
     await store.report(member("one"))
     assert len(await store.members()) == 1 and len(await store.history()) == 4
-    assert await store.read() is not None
+    held = await store.read()
+    assert held is not None
+    assert await store.restore(held, Revision(1, 3), author("e"), []) == Revision(2, 1)
+    await store.leave()
+    assert await store.members() == []
 
     watch = store.watch()
     await soon(anext(watch))
