@@ -16,7 +16,7 @@ from gateway.control.deliver import Deliverer
 from gateway.control.divergence import Finding, Verdict, explain, left_the_line
 from gateway.control.events import Events
 from gateway.control.operations import Operations
-from gateway.control.store import Author, Signal, Store, StoreError
+from gateway.control.store import Author, Signal, Store, StoreError, StoreRefused
 from gateway.control.troubles import REFUSALS, Trouble, Troubles
 from gateway.routing.state import DamagedState, Deny, DenyKey, InForce, Revision, StateError
 
@@ -44,7 +44,6 @@ class Reader:
         self.troubles = Troubles(self._tell)
         self.troubles.expect(Trouble.UNREACHABLE, "the store was not reached yet")
         self._seen = time.monotonic()
-        self._unheard = 0
         self._reconnected = True
         self.reached = asyncio.Event()
         """Set once the store was read for the first time."""
@@ -72,7 +71,7 @@ class Reader:
                 async for signals in self._store.watch():
                     await self.synchronise()
                     self.troubles.end(Trouble.UNWATCHED)
-                    self._unheard, pause = 0, FIRST_PAUSE_S
+                    pause = FIRST_PAUSE_S
                     await self._obey(signals)
             except StoreError as error:
                 await self._unwatched(error)
@@ -121,18 +120,17 @@ class Reader:
 
     async def _unwatched(self, error: StoreError) -> None:
         """The watch ended. Where only the streams are at fault, the state is looked at all the same."""
-        if Trouble.UNWATCHED not in self.troubles:
-            self.troubles.begin(Trouble.UNREACHABLE, str(error))
-        self._unheard += 1
-        if self._unheard < 2:  # a connection that was lost is nothing more yet
-            return
-        try:
-            await self.synchronise()
-        except StoreError as unreadable:
-            self.troubles.end(Trouble.UNWATCHED)
-            self.troubles.begin(Trouble.UNREACHABLE, str(unreadable))
-        else:
-            self.troubles.begin(Trouble.UNWATCHED, f"{error}; the store is read every second instead")
+        unreachable = error
+        if isinstance(error, StoreRefused):
+            try:
+                await self.synchronise()
+            except StoreError as unreadable:
+                unreachable = unreadable
+            else:
+                self.troubles.begin(Trouble.UNWATCHED, f"{error}; the store is read every second instead")
+                return
+        self.troubles.end(Trouble.UNWATCHED)
+        self.troubles.begin(Trouble.UNREACHABLE, str(unreachable))
 
     async def _obey(self, signals: Sequence[Signal]) -> None:
         for signal in signals:

@@ -13,7 +13,7 @@ from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from gateway.control.store import StoreUnavailable
+from gateway.control.store import StoreRefused, StoreUnavailable
 
 CONNECT_TIMEOUT_S = 1.0
 SCHEMES = ("redis", "rediss", "unix")
@@ -75,7 +75,8 @@ class RedisAddress:
         try:
             yield
         except (errors.RedisError, OSError, TimeoutError) as error:
-            raise StoreUnavailable(f"Redis at {self.masked}: {_meaning(error)}") from error
+            kind = StoreRefused if isinstance(error, errors.ResponseError) else StoreUnavailable
+            raise kind(f"Redis at {self.masked}: {_meaning(error)}") from error
 
 
 def masked(url: str) -> str:

@@ -26,6 +26,10 @@ class StoreUnavailable(StoreError):
     """The store cannot be reached or refuses to work; what is served goes on being served."""
 
 
+class StoreRefused(StoreUnavailable):
+    """It answers, and refuses what it was asked for."""
+
+
 class StoreDiverged(StoreError):
     """The store holds another state than this replica, and a person has to say which of them is right."""
 
@@ -159,5 +163,6 @@ __all__ = [
     "Store",
     "StoreDiverged",
     "StoreError",
+    "StoreRefused",
     "StoreUnavailable",
 ]

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable
 
 from gateway.control.events import Events
-from gateway.control.store import Member, Store, StoreUnavailable
+from gateway.control.store import Member, Store, StoreRefused, StoreUnavailable
 from gateway.control.troubles import Trouble, Troubles
 from gateway.control.weights import WeightsCache
 from gateway.node.fetched import Fetched
@@ -35,7 +35,6 @@ class Reports:
         self._fetched = fetched
         self._troubles = troubles
         self._due = asyncio.Event()
-        self._failed = 0
 
     def due(self) -> None:
         """Something has changed that the others should hear of at once."""
@@ -57,13 +56,11 @@ class Reports:
     async def _report(self) -> None:
         try:
             await self._store.report(self._member())
-        except StoreUnavailable as error:
-            self._failed += 1
-            # Where it is out of reach, the reader finds out by itself and says so.
-            if self._failed > 1 and Trouble.UNREACHABLE not in self._troubles:
-                self._troubles.begin(Trouble.UNWRITABLE, f"no acknowledgement can be written: {error}")
+        except StoreRefused as error:
+            self._troubles.begin(Trouble.UNWRITABLE, f"no acknowledgement can be written: {error}")
+        except StoreUnavailable:
+            pass  # the reader finds out by itself, and says so
         else:
-            self._failed = 0
             self._troubles.end(Trouble.UNWRITABLE)
 
     async def _watch_applied(self) -> None:
