@@ -13,5 +13,6 @@ pytest_plugins = [
     "tests.servers.mlflow",
     "tests.servers.redis",
     "tests.servers.sentinel",
+    "tests.servers.meddler",  # after what it imports: pytest rewrites no module that is there already
     "tests.servers.weights",
 ]

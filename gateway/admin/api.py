@@ -18,6 +18,7 @@ from gateway.admin.problems import HANDLED, handle, handle_bug, handle_http
 from gateway.admin.replica import Replica
 from gateway.admin.requests import json_response
 from gateway.admin.roles import PREFIX
+from gateway.admin.settle import settle_routes
 from gateway.admin.views import view_routes
 from gateway.telemetry.metrics import metrics_registry
 
@@ -34,6 +35,7 @@ def admin_app(replica: Replica) -> Starlette:
             *audit_routes(replica, PREFIX),
             *change_routes(replica, PREFIX),
             *hook_routes(replica, PREFIX),
+            *settle_routes(replica, PREFIX),
         ],
         middleware=[Middleware(AdminGuard, token=replica.token, holders=replica.holders)],
         exception_handlers={

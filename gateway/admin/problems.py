@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.control.deliver import PrepareFailed
-from gateway.control.store import Conflict, StoreUnavailable
+from gateway.control.store import Conflict, StoreDiverged, StoreUnavailable
 from gateway.control.weights_errors import WeightsError, WeightsRefused
 from gateway.routing.change import ChangeRefused, UnknownName
 from gateway.routing.manifest import ManifestError
@@ -24,6 +24,7 @@ _STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (UnknownName, 404, "No such name"),
     (ChangeRefused, 422, "The change is refused"),
     (Conflict, 409, "The state has moved on"),
+    (StoreDiverged, 503, "The store is not what this replica holds"),
     (StoreUnavailable, 503, "The store cannot be reached"),
     (StateError, 503, "The store's document cannot be used"),
     (PrepareFailed, 422, "A version cannot be served"),

@@ -127,6 +127,38 @@ def allow(
     return _settle(admin, document, wait, timeout, output)
 
 
+@click.command()
+@_REASON
+@_REVISION
+@_WAIT
+@_TIMEOUT
+@_OUTPUT
+@click.pass_obj
+def restore(
+    admin: AdminClient, reason: str, revision: str | None, wait: bool, timeout: float, output: str
+) -> int:
+    """Give the store what this replica holds, after the store lost it. Every replica takes it."""
+    document = admin.send("POST", "/restore", {"reason": reason}, revision=revision)
+    _show_outcome(document, output)
+    return _settle(admin, document, wait, timeout, output)
+
+
+@click.command()
+@_REASON
+@_REVISION
+@_WAIT
+@_TIMEOUT
+@_OUTPUT
+@click.pass_obj
+def adopt(
+    admin: AdminClient, reason: str, revision: str | None, wait: bool, timeout: float, output: str
+) -> int:
+    """Say that the store is right, where replicas hold something else. Every replica takes it."""
+    document = admin.send("POST", "/adopt", {"reason": reason}, revision=revision, timeout_s=APPLY_TIMEOUT_S)
+    _show_outcome(document, output)
+    return _settle(admin, document, wait, timeout, output)
+
+
 def _manifest(file: Path) -> dict[str, str]:
     # Read here as well: a manifest that is wrong is refused with its field, gateway or not.
     read_manifest(file)
@@ -211,7 +243,7 @@ def _settle(admin: AdminClient, document: dict[str, Any], wait: bool, timeout_s:
     """With --wait: 0 when everybody has it, else 4 and the names of those who have not."""
     if not document.get("published", True):
         if wait:
-            fail("only this replica has it: the store cannot be reached")
+            fail("only this replica has it: the store has not heard of it (turnout status says why)")
         return 4 if wait else 0
     if not wait:
         return 0
@@ -225,12 +257,19 @@ def _settle(admin: AdminClient, document: dict[str, Any], wait: bool, timeout_s:
 
 
 def wait_for_all(admin: AdminClient, revision: Revision, timeout_s: float) -> list[str]:
-    """Polls the acknowledgements; returns who has not applied the revision, empty when everybody has."""
+    """Polls the acknowledgements; returns who has not applied the revision, empty when everybody has.
+
+    A replica that falls silent meanwhile is waited for: it may be frozen, and serve on when it thaws.
+    """
     deadline = time.monotonic() + timeout_s
+    awaited: dict[str, dict[str, Any]] = {}
     while True:
         try:
-            members = admin.get("/status")["members"]
-            behind = [_behind(member) for member in members if not _has(member, revision)]
+            members = {member["replica"]: member for member in admin.get("/status")["members"]}
+            awaited = {
+                name: member for name, member in (awaited | members).items() if not _has(member, revision)
+            }
+            behind = [_behind(member, silent=name not in members) for name, member in awaited.items()]
             if not members:
                 behind = ["no replica has reported yet"]
         except AdminError as error:
@@ -241,15 +280,17 @@ def wait_for_all(admin: AdminClient, revision: Revision, timeout_s: float) -> li
 
 
 def _has(member: dict[str, Any], revision: Revision) -> bool:
-    """A deny may be in force ahead of the document that it was committed behind."""
-    applied = member["epoch"] == revision.epoch and max(member["rev"], member["denies_rev"]) >= revision.rev
-    return bool(applied and member["workers_ok"] == member["workers_total"])
+    """A deny may be in force ahead of the document that it was committed behind. What a replica with another
+    document says of revisions, says nothing of this one."""
+    applied = (member["epoch"], max(member["rev"], member["denies_rev"])) >= revision
+    return bool(applied and member["status"] == "ACK" and member["workers_ok"] == member["workers_total"])
 
 
-def _behind(member: dict[str, Any]) -> str:
+def _behind(member: dict[str, Any], *, silent: bool) -> str:
     workers = f"{member['workers_ok']} of {member['workers_total']} workers"
     text = f"{member['replica']} is at {member['revision']}, {workers}"
+    text += ", and has fallen silent" if silent else ""
     return f"{text} ({member['error']})" if member["error"] else text
 
 
-COMMANDS = (plan, apply, weights, rollback, allow)
+COMMANDS = (plan, apply, weights, rollback, allow, restore, adopt)

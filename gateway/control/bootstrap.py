@@ -10,11 +10,11 @@ from pathlib import Path
 from gateway.control.deliver import Deliverer, PrepareFailed
 from gateway.control.manifest_file import read_manifest
 from gateway.control.operations import Operations
-from gateway.control.store import Author, Conflict, StoreUnavailable
+from gateway.control.store import Author, Conflict, StoreError
 from gateway.control.weights_errors import WeightsError
 from gateway.routing.change import ChangeRefused
 from gateway.routing.manifest import Manifest, ManifestError
-from gateway.routing.state import EMPTY, Revision
+from gateway.routing.state import EMPTY, Revision, StateError
 from registry_client.errors import RegistryError
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Bootstrap:
         except (ManifestError, ChangeRefused) as error:
             self._note(f"{config} is refused: {error}")
             return held is not EMPTY
-        except (RegistryError, WeightsError, PrepareFailed, StoreUnavailable, OSError) as error:
+        except (RegistryError, WeightsError, PrepareFailed, StoreError, StateError, OSError) as error:
             self._note(f"{config} cannot be applied yet: {error}")
             return False
         self.trouble = ""

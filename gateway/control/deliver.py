@@ -12,6 +12,7 @@ from typing import Protocol
 import msgspec
 
 from gateway.control import state_file
+from gateway.control.divergence import Divergence, Finding, Verdict
 from gateway.control.events import Events
 from gateway.control.store import Author
 from gateway.control.versions import Versions
@@ -71,6 +72,7 @@ class Deliverer:
         events: Events,
     ) -> None:
         self.tables = Tables()
+        self.divergence = Divergence()
         self._path = path
         self._versions = versions
         self._workers = workers
@@ -103,11 +105,27 @@ class Deliverer:
         await asyncio.wait([self._ring(mirrored)])
         self._wake.set()
 
-    def offer(self, target: InForce) -> None:
-        """A state of the store. Its denies have been rung when this returns, its document follows."""
-        if target.revision < self._target.revision:
-            return
-        target = msgspec.structs.replace(target, denies={**self._unpublished(target), **target.denies})
+    def offer(self, stored: InForce | None) -> Finding:
+        """A state of the store. Its denies have been rung when this returns; its document follows, if it is
+        newer. What the store lost of the denies stays in force, and is for the caller to publish."""
+        finding = self.divergence.look(self._target, stored)
+        if stored is not None and finding.verdict is Verdict.TAKE:
+            self._take(stored, finding.lost)
+        elif stored is not None:
+            self.also_deny(stored.denies)
+        return finding
+
+    def also_deny(self, denies: Mapping[DenyKey, Deny]) -> None:
+        """Denies of a store whose document is not taken: it is no newer, or not readable."""
+        if any(self._target.denies.get(key) != deny for key, deny in denies.items()):
+            self._target = msgspec.structs.replace(self._target, denies={**self._target.denies, **denies})
+            if self.held is not EMPTY:
+                self._ring(msgspec.structs.replace(self.held, denies={**self.held.denies, **denies}))
+
+    def _take(self, target: InForce, lost: Mapping[DenyKey, Deny]) -> None:
+        _warn_of_what_is_left(self._target, target)
+        kept = {key: msgspec.structs.replace(deny, rev=0) for key, deny in lost.items()}
+        target = msgspec.structs.replace(target, denies={**kept, **target.denies})
         if target.state == self.held.state:
             # The very same object, so that whoever has it sees at once that nothing in it is new.
             target = msgspec.structs.replace(target, state=self.held.state)
@@ -217,14 +235,6 @@ class Deliverer:
     def _missing(self, held: InForce) -> bool:
         return any(not self._versions.fetched(digest) for digest, _ in self.required(held))
 
-    def _unpublished(self, target: InForce) -> dict[DenyKey, Deny]:
-        """Denies that only this replica knows yet: what the store says does not lift them."""
-        return {
-            key: deny
-            for key, deny in self._target.denies.items()
-            if deny.rev == 0 and key not in target.denies
-        }
-
     async def _refuse(self, target: InForce, error: str) -> None:
         if self.held is EMPTY and target.state.routes:
             # There is nothing better to serve: the routes whose versions could be had are served.
@@ -285,6 +295,18 @@ class Deliverer:
             # A full disk must not hold up a rollback; a restart before it is mended would.
             self.mirror_error = f"the state file cannot be written: {error.strerror}"
             log.error("%s (%s)", self.mirror_error, self._path)
+
+
+def _warn_of_what_is_left(held: InForce, target: InForce) -> None:
+    """A new epoch that began with an earlier state than this replica's: its later changes are not part of it."""
+    base = target.base
+    if base.epoch == held.revision.epoch < target.revision.epoch and base < held.revision:
+        log.warning(
+            "revision %s continues %s: what changed up to %s is not part of it, its denies are published again",
+            target.revision,
+            base,
+            held.revision,
+        )
 
 
 def _also_denied(held: InForce, denies: Mapping[DenyKey, Deny]) -> InForce:

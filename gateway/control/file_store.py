@@ -30,14 +30,7 @@ from gateway.control.store import (
     StoreUnavailable,
 )
 from gateway.routing.documents import Documents
-from gateway.routing.state import (
-    Deny,
-    DenyKey,
-    InForce,
-    Revision,
-    State,
-    StateError,
-)
+from gateway.routing.state import DamagedState, Deny, DenyKey, InForce, Revision, State, StateError
 
 STATE_NAME = "state.json"
 HISTORY_NAME = "history.jsonl"
@@ -65,7 +58,7 @@ class FileStore:
     """A `Store` in one directory, safe between processes of one machine by `flock`.
 
     Every method may raise `StoreUnavailable`; `read` and the changes raise `StateError` where the state
-    file is damaged. A `put` that expects an empty store sets a damaged file aside and begins a new epoch.
+    file is damaged. `restore` sets a damaged file aside.
     """
 
     shared = False
@@ -102,16 +95,36 @@ class FileStore:
     async def put(self, state: State, expect: Revision, author: Author, changes: Changes) -> Committed:
         def step(held: InForce | None) -> _Step:
             current = held.revision if held else Revision(0, 0)
-            if held is None and expect.rev == 0:
-                epoch = max(1, expect.epoch, self._history.last_epoch + 1)
-                first = InForce(revision=Revision(epoch, 1), state=state)
-                return _Step("restore" if expect.epoch else "put", first, first.revision)
-            if held is None or current != expect:
+            if current != expect:
                 raise Conflict(current)
+            if held is None:
+                first = InForce(revision=Revision(self._history.last_epoch + 1, 1), state=state)
+                return _Step("put", first, first.revision)
             revision = _following(current)
             return _Step("put", msgspec.structs.replace(held, revision=revision, state=state), revision)
 
-        return await self._commit(step, author, changes, replaces_damaged=expect.rev == 0)
+        return await self._commit(step, author, changes)
+
+    async def restore(
+        self, held: InForce, expect: Revision, author: Author, changes: Changes, *, known_epoch: int = 0
+    ) -> Committed:
+        def step(stored: InForce | None) -> _Step:
+            current = stored.revision if stored else Revision(0, 0)
+            if current != expect:
+                raise Conflict(current)
+            known = (current.epoch, held.revision.epoch, known_epoch, self._history.last_epoch)
+            revision = Revision(max(known) + 1, 1)
+            denies = {**(stored.denies if stored else {}), **held.denies}
+            first = InForce(
+                revision=revision,
+                state=held.state,
+                # Of this epoch, and so lifted by whatever comes later in it.
+                denies={key: msgspec.structs.replace(deny, rev=1) for key, deny in denies.items()},
+                base=held.revision,
+            )
+            return _Step("restore", first, revision)
+
+        return await self._commit(step, author, changes, mends=True)
 
     async def deny(self, denies: Mapping[DenyKey, str], author: Author, changes: Changes) -> Committed:
         def step(held: InForce | None) -> _Step:
@@ -121,10 +134,9 @@ class FileStore:
                 return _Step("deny", None, held.revision)
             revision = _following(held.revision)
             added = {key: self._tombstone(denies[key], revision, author) for key in new}
+            all_denies = {**held.denies, **added}
             return _Step(
-                "deny",
-                msgspec.structs.replace(held, revision=revision, denies={**held.denies, **added}),
-                revision,
+                "deny", msgspec.structs.replace(held, revision=revision, denies=all_denies), revision
             )
 
         return await self._commit(step, author, changes)
@@ -184,6 +196,9 @@ class FileStore:
         self._member = (time.monotonic(), self._applied.keep(member, applied_us))
         return applied_us
 
+    async def leave(self) -> None:
+        self._member = None
+
     async def members(self) -> list[Member]:
         """This process alone, while it goes on reporting."""
         if self._member is None or time.monotonic() - self._member[0] > FADES_S:
@@ -198,13 +213,13 @@ class FileStore:
         step: Callable[[InForce | None], _Step],
         author: Author,
         changes: Changes,
-        replaces_damaged: bool = False,
+        mends: bool = False,
     ) -> Committed:
         loop = asyncio.get_running_loop()
 
         def in_thread() -> Revision:
             with self._locked():
-                revision = self._commit_locked(step, author, changes, replaces_damaged)
+                revision = self._commit_locked(step, author, changes, mends)
             # From the thread: also a caller that was cancelled meanwhile has changed the state.
             loop.call_soon_threadsafe(self._ring)
             return revision
@@ -215,13 +230,9 @@ class FileStore:
         return Committed(*revision, durable=True)
 
     def _commit_locked(
-        self,
-        step: Callable[[InForce | None], _Step],
-        author: Author,
-        changes: Changes,
-        replaces_damaged: bool,
+        self, step: Callable[[InForce | None], _Step], author: Author, changes: Changes, mends: bool
     ) -> Revision:
-        held = self._held(replaces_damaged)
+        held, damaged = self._held(mends)
         self._history.settle(held)
         if held and (known := self._history.find(author.op_id, held.revision.epoch)):
             return known
@@ -231,42 +242,47 @@ class FileStore:
         # The order matters: a line without its state is ignored and cut off, a state without its line
         # would be a change that nobody can account for.
         record = self._record(made.type, made.held, author, author.reason, changes)
-        head = self._history.append(record, held)
+        # A damaged state tells no head: the chain goes on from the lines that are left.
+        head = self._history.append(record, None if damaged else held)
         committed = msgspec.structs.replace(made.held, head=head, commit_us=record.us)
-        self._write_state(committed)
+        self._write_state(committed, damaged)
         with suppress(OSError):
             self._history.compact(committed)
         return made.revision
 
-    def _write_state(self, held: InForce) -> None:
+    def _write_state(self, held: InForce, damaged: bool = False) -> None:
         try:
+            if damaged:
+                state_file.set_aside(self._state_path)
             state_file.write(self._state_path, held)
         except OSError:
             with suppress(OSError):
                 self._history.undo()
             raise
 
-    def _held(self, replaces_damaged: bool) -> InForce | None:
+    def _held(self, mends: bool) -> tuple[InForce | None, bool]:
+        """And whether the file is damaged; then what is sound of it."""
         try:
-            return state_file.read(self._state_path, self._documents)
+            return state_file.read(self._state_path, self._documents), False
         except StateError as error:
-            if not replaces_damaged:
+            if not mends:
                 raise StateError(
-                    f"the store {self._state_path} is damaged ({error}): put a copy of it back, or move it away "
-                    "to begin anew from the manifest, without the denies that it held"
+                    f"the store {self._state_path} is damaged ({error}): put a copy of it back, or give it what "
+                    "this replica holds with: turnout restore"
                 ) from error
-            state_file.set_aside(self._state_path)
-            return None
+            if isinstance(error, DamagedState):
+                return InForce(revision=error.revision, state=State(), denies=error.denies), True
+            return None, True
 
     def _known_locked(self, op_id: str) -> bool:
         with self._locked():
-            held = self._held(replaces_damaged=False)
+            held, _ = self._held(mends=False)
             self._history.settle(held)
             return held is not None and self._history.find(op_id, held.revision.epoch) is not None
 
     def _reject_locked(self, author: Author, error: str) -> None:
         with self._locked():
-            held = _required(self._held(replaces_damaged=False))
+            held = _required(self._held(mends=False)[0])
             self._history.settle(held)
             if self._history.find(author.op_id, held.revision.epoch):
                 return

@@ -14,14 +14,34 @@ import msgspec
 from gateway.control import signals
 from gateway.control.authors import shown
 from gateway.control.deliver import Deliverer
-from gateway.control.store import Author, Committed, Conflict, Signal, Store, StoreError, StoreUnavailable
+from gateway.control.divergence import DIVERGED, Verdict, explain
+from gateway.control.store import (
+    Author,
+    Committed,
+    Conflict,
+    Signal,
+    Store,
+    StoreDiverged,
+    StoreError,
+    StoreUnavailable,
+)
 from gateway.control.versions import Versions
 from gateway.control.weights_errors import WeightsRefused
 from gateway.routing import change
 from gateway.routing.change import ChangeRefused
 from gateway.routing.manifest import Manifest
 from gateway.routing.plan import Plan, make_plan
-from gateway.routing.state import EMPTY, Deny, DenyKey, InForce, Pin, Revision, State, StateError
+from gateway.routing.state import (
+    EMPTY,
+    DamagedState,
+    Deny,
+    DenyKey,
+    InForce,
+    Pin,
+    Revision,
+    State,
+    StateError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +136,8 @@ class Operations:
         denies = {key: denied for key, denied in denies.items() if key not in held.denies}
         if not denies:
             message = f"{', '.join(routes)} {'is' if len(routes) == 1 else 'are'} rolled back already"
-            return Outcome(revision=held.label, changed=False, message=message)
+            waiting = any(key.route in routes and deny.rev == 0 for key, deny in held.denies.items())
+            return Outcome(revision=held.label, published=not waiting, changed=False, message=message)
         # The store hears of it while the workers swap: neither waits for the other.
         committing = self._start(self._commit_rollback(denies, author, held))
         ringing = self._deliverer.deny_now(denies, author, time.time_ns() // 1000)
@@ -130,7 +151,7 @@ class Operations:
         return Outcome(
             revision=self._deliverer.held.label,
             published=False,
-            message=f"{message} on this replica; the store cannot be reached and hears of it when it is back",
+            message=f"{message} on this replica; {self._why_unpublished()}",
         )
 
     async def allow(self, route: str, version: str, author: Author) -> Outcome:
@@ -173,12 +194,70 @@ class Operations:
         log.warning("%s by %s is refused: %s", author.op_id, author.actor, error)
         await self._reject(author, error)
 
+    async def restore(self, author: Author, expect: Revision | None = None) -> Outcome:
+        """Gives the store what this replica holds, as the beginning of an epoch that every replica takes.
+
+        Raises `ChangeRefused`, `Conflict` where `expect` is not the store's revision, `StoreUnavailable`.
+        """
+        held = self._deliverer.newest
+        if held is EMPTY:
+            raise change.ChangeRefused("this replica holds no state that it could give to the store")
+        try:
+            stored = await self._store.read()
+        except StateError as error:
+            stored = _beside(error)
+        else:
+            verdict = self._deliverer.divergence.judge(held, stored)
+            if verdict is Verdict.TAKE and stored is not None and stored.revision > held.revision:
+                raise change.ChangeRefused(
+                    f"the store is at revision {stored.revision}, ahead of {held.revision} here: to restore that "
+                    "would undo what others changed. This replica is about to take it"
+                )
+        return await self._begin_epoch(held, stored, author, expect)
+
+    async def adopt(self, author: Author, expect: Revision | None = None) -> Outcome:
+        """The store's own document is right: the same new epoch, begun with that. Its weights are fetched and
+        loaded here first. Raises as `restore`, and `PrepareFailed`, `StateError`."""
+        stored = await self._store.read()
+        if stored is None:
+            raise change.ChangeRefused(
+                "the store is empty: there is nothing to adopt. turnout restore gives it what this replica holds"
+            )
+        _expect(stored, expect)
+        denies = {**self._deliverer.newest.denies, **stored.denies}
+        await self._deliverer.prepare(stored.state, denies)
+        held = msgspec.structs.replace(stored, denies=denies)
+        return await self._begin_epoch(held, stored, author, expect)
+
+    async def _begin_epoch(
+        self, held: InForce, stored: InForce | None, author: Author, expect: Revision | None
+    ) -> Outcome:
+        before = stored or EMPTY
+        _expect(before, expect)
+        members = await self._store.members()
+        epochs = [self._deliverer.newest.revision.epoch, *(member.epoch for member in members)]
+        after = msgspec.structs.replace(held, denies={**before.denies, **held.denies})
+        # Beside nothing, every route would be a change; and nothing changes of what serves.
+        changes = change.summary(before, after) if before.state.routes else []
+        revision = await self._store.restore(held, before.revision, author, changes, known_epoch=max(epochs))
+        await self._deliver(revision)
+        return Outcome(
+            revision=str(revision),
+            message=f"the store continues revision {held.revision} of {len(held.state.routes)} routes",
+        )
+
     async def signal(self, signal: Signal) -> None:
-        """A request out of the `:signals` stream. What cannot be done leaves a line in the history, no more."""
+        """A request out of the `:signals` stream. What cannot be done leaves a line in the history, no more.
+
+        One whose denies are not published yet stays: replicas that are away now would never hear of it.
+        """
         author = signals.author_of(signal)
         try:
-            with contextlib.suppress(ChangeRefused):  # it has its line by then
-                await self.obey(lambda: signals.routes_of(signal), author)
+            outcome = await self.obey(lambda: signals.routes_of(signal), author)
+            if not outcome.published:
+                return
+        except ChangeRefused:
+            pass  # it has its line by then
         except (StoreError, StateError):
             raise
         except Exception as error:
@@ -222,6 +301,10 @@ class Operations:
 
         Also where it is empty or damaged: they are in force here, and that is what was asked for.
         """
+        if self._deliverer.divergence.verdict is Verdict.FORK:
+            # The store would have it as the higher revision, and replicas that have not looked would take that.
+            log.warning("the denies of %s are not published yet: the store has forked", author.op_id)
+            return None
         tombs = {key: Deny(version=version) for key, version in denies.items()}
         after = msgspec.structs.replace(held, denies={**held.denies, **tombs})
         try:
@@ -248,9 +331,17 @@ class Operations:
     async def _offer_stored(self, revision: Revision) -> None:
         # It is committed: where it cannot be read back now, the reader will.
         with contextlib.suppress(StoreUnavailable, StateError):
+            held = self._deliverer.newest
             stored = await self._store.read()
-            if stored is not None and stored.revision >= revision:
+            # Where something newer came to be held meanwhile, this would look like a loss.
+            newer = stored is not None and stored.revision >= max(revision, held.revision)
+            if newer and self._deliverer.newest.revision <= held.revision:
                 self._deliverer.offer(stored)
+
+    def _why_unpublished(self) -> str:
+        if self._deliverer.divergence.verdict in DIVERGED:
+            return "the store is not what this replica holds (turnout status), and hears of it when that is settled"
+        return "the store cannot be reached and hears of it when it is back"
 
     def _start(self, what: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Goes on when nobody waits for it any more; the loop alone would not keep it alive."""
@@ -260,7 +351,28 @@ class Operations:
         return task
 
     async def _current(self) -> InForce:
-        return await self._store.read() or EMPTY
+        """What a change begins with. Raises `StoreDiverged`: a change must not decide by the way who is right."""
+        held = self._deliverer.newest
+        stored = await self._store.read()
+        verdict = self._deliverer.divergence.judge(held, stored)
+        if verdict in DIVERGED:
+            raise StoreDiverged(explain(verdict, held, stored))
+        if stored is not None:
+            return stored
+        others = [member for member in await self._store.members() if member.epoch]
+        if others:
+            raise StoreDiverged(
+                f"the store is empty, and {others[0].replica} holds revision {others[0].epoch}.{others[0].rev}: "
+                "give it to the store with turnout restore there"
+            )
+        return EMPTY
+
+
+def _beside(error: StateError) -> InForce:
+    """What is sound of a store whose document is not."""
+    if isinstance(error, DamagedState):
+        return InForce(revision=error.revision, state=State(), denies=error.denies)
+    return EMPTY
 
 
 def _denied(denies: Mapping[DenyKey, str]) -> str:

@@ -3,55 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import random
 import time
-from enum import StrEnum
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import msgspec
 
 from gateway.control.deliver import Deliverer
+from gateway.control.divergence import Finding, Verdict, explain, left_the_line
 from gateway.control.events import Events
 from gateway.control.operations import Operations
-from gateway.control.store import Author, Store, StoreError
-from gateway.routing.state import EMPTY, Deny, DenyKey, InForce, StateError, encode_state
+from gateway.control.store import Author, Signal, Store, StoreError, StoreRefused
+from gateway.control.troubles import REFUSALS, Trouble, Troubles
+from gateway.routing.state import DamagedState, Deny, DenyKey, InForce, Revision, StateError
 
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
+LINES_COMPARED = 1000
+"""Of the history, after the connection was lost: whether what is newer follows from what is held."""
 
-
-class Verdict(StrEnum):
-    """What a state of the store means to a replica that holds another."""
-
-    TAKE = "take"
-    """It is newer, or the same with other denies."""
-    NOTHING = "nothing"
-    FORK = "fork"
-    """The same revision with another document: somebody wrote past the compare-and-set."""
-    REGRESSED = "regressed"
-    """The store lost writes that were in force here."""
-    EMPTIED = "emptied"
-    """The store has nothing; never "no routes"."""
-
-
-def judge(held: InForce, stored: InForce | None) -> Verdict:
-    """Pure: the table of the control plane's protocol."""
-    if stored is None:
-        return Verdict.NOTHING if held is EMPTY or not held.state.routes else Verdict.EMPTIED
-    if stored.revision < held.revision:
-        return Verdict.REGRESSED
-    if stored.revision > held.revision:
-        return Verdict.TAKE
-    if encode_state(stored.state) != encode_state(held.state):
-        return Verdict.FORK
-    return Verdict.NOTHING if stored.denies.keys() == held.denies.keys() else Verdict.TAKE
-
-
-_TROUBLE = {
-    Verdict.FORK: "the store has another document under revision {held}: the local one is kept",
-    Verdict.REGRESSED: "the store went back to revision {stored}: the local revision {held} is kept",
-    Verdict.EMPTIED: "the store is empty: the local revision {held} is kept and goes on being served",
+_KINDS = {
+    Verdict.FORK: Trouble.FORK,
+    Verdict.REGRESSED: Trouble.REGRESSED,
+    Verdict.EMPTIED: Trouble.EMPTIED,
 }
 
 
@@ -63,10 +41,21 @@ class Reader:
         self._deliverer = deliverer
         self._operations = operations
         self._events = events
-        self.trouble = "the store was not reached yet"
-        """Why this replica may be behind, "" where all is well."""
+        self.troubles = Troubles(self._tell)
+        self.troubles.expect(Trouble.UNREACHABLE, "the store was not reached yet")
+        self._reconnected = True
         self.reached = asyncio.Event()
         """Set once the store was read for the first time."""
+
+    @property
+    def trouble(self) -> str:
+        """Why this replica may be behind, "" where all is well."""
+        return "; ".join(self.troubles.texts)
+
+    @property
+    def refusal(self) -> str:
+        """Why a state of the store is not taken here, "" where it is."""
+        return self.troubles.first(REFUSALS)
 
     @property
     def age_s(self) -> float:
@@ -76,64 +65,144 @@ class Reader:
     async def run(self) -> None:
         pause = FIRST_PAUSE_S
         while True:
+            self._reconnected = True
             try:
                 async for signals in self._store.watch():
                     await self.synchronise()
+                    self.troubles.end(Trouble.UNWATCHED)
                     pause = FIRST_PAUSE_S
-                    for signal in signals:
-                        await self._operations.signal(signal)
-            except (StoreError, StateError) as error:
-                self._note(str(error))
+                    await self._obey(signals)
+            except StoreError as error:
+                await self._unwatched(error)
             await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 - jitter, not a secret
             pause = min(pause * 2, LONGEST_PAUSE_S)
 
     async def synchronise(self) -> None:
-        """One comparison with the store, and what follows from it."""
-        stored = await self._store.read()
-        newest = self._deliverer.newest
-        verdict = judge(newest, stored)
-        if verdict in _TROUBLE:
-            was = stored.revision if stored is not None else None
-            self._note(_TROUBLE[verdict].format(held=newest.revision, stored=was))
-        else:
-            self._note("")
-        if stored is not None and verdict is not Verdict.FORK:
-            # Not into a fork: it would become the higher revision by that, and be taken.
-            stored = await self._publish_denies(stored)
-            if verdict is Verdict.TAKE or stored.denies.keys() != newest.denies.keys():
-                self._deliverer.offer(stored)
+        """One comparison with the store, and what follows from it. Raises `StoreUnavailable`."""
+        try:
+            stored = await self._read()
+        except StateError as error:
+            self._heard()
+            await self._keep_out(error)
+            return
+        self._heard()
+        self.troubles.end(Trouble.DAMAGED)
+        held = self._deliverer.newest
+        finding = self._deliverer.offer(stored)
+        await self._note(finding, held, stored)
+        if stored is not None and finding.verdict is not Verdict.FORK:
+            # Not into a fork: it would become the higher revision by that, and be taken elsewhere.
+            await self._publish(finding.lost, stored)
         self.reached.set()
 
-    async def _publish_denies(self, stored: InForce) -> InForce:
-        """What was denied here while the store was away, and what the store lost in a fail-over."""
-        pending = {
-            key: deny
-            for key, deny in self._deliverer.newest.denies.items()
-            if key not in stored.denies and self._is_missing(deny, stored)
+    async def _read(self) -> InForce | None:
+        """As `Store.read`, at a time when nothing newer came to be held here: that would look like a loss."""
+        while True:
+            held = self._deliverer.newest
+            stored = await self._store.read()
+            left = self._reconnected and await self._left_the_line(held, stored)
+            if self._deliverer.newest is held:
+                self._reconnected = False
+                if left:
+                    self._deliverer.divergence.part()
+                return stored
+
+    async def _left_the_line(self, held: InForce, stored: InForce | None) -> bool:
+        """Whether the store lost writes and went on past them while nobody looked, as in a fail-over."""
+        if stored is None or stored.revision.epoch != held.revision.epoch:
+            return False
+        behind = stored.revision.rev - held.revision.rev
+        if not 0 < behind < LINES_COMPARED:
+            return False
+        # Refused signals are lines, too, and have no revision of their own.
+        return left_the_line(held, await self._store.history(min(2 * behind + 20, LINES_COMPARED)))
+
+    async def _unwatched(self, error: StoreError) -> None:
+        """The watch ended. Where only the streams are at fault, the state is looked at all the same."""
+        unreachable = error
+        if isinstance(error, StoreRefused):
+            try:
+                await self.synchronise()
+            except StoreError as unreadable:
+                unreachable = unreadable
+            else:
+                self.troubles.begin(Trouble.UNWATCHED, f"{error}; the store is read every second instead")
+                return
+        self.troubles.end(Trouble.UNWATCHED)
+        self.troubles.begin(Trouble.UNREACHABLE, str(unreachable))
+
+    async def _obey(self, signals: Sequence[Signal]) -> None:
+        for signal in signals:
+            try:
+                await self._operations.signal(signal)
+            except (StoreError, StateError) as error:
+                # Done here, and not known to be: it comes again, and the next one does not wait for it.
+                self.troubles.begin(Trouble.UNWRITABLE, f"signal {signal.id} is not answered: {error}")
+
+    async def _keep_out(self, error: StateError) -> None:
+        """A document that cannot be used here. What is denied beside it is denied here as well."""
+        news = Trouble.DAMAGED not in self.troubles
+        self.troubles.begin(Trouble.DAMAGED, f"{error}. The local revision is kept")
+        if not isinstance(error, DamagedState):
+            return
+        self._deliverer.also_deny(error.denies)
+        if news:
+            await self._write_down(str(error), error.revision)
+        newest = self._deliverer.newest
+        only_here = {
+            key: deny for key, deny in newest.denies.items() if deny.rev == 0 and key not in error.denies
         }
-        together: dict[str, dict[DenyKey, Deny]] = {}
-        for key, deny in pending.items():
-            together.setdefault(deny.op_id, {})[key] = deny
-        for op_id, denies in together.items():
-            # What one change denied on several routes comes in one revision here as well.
-            first, deny = next(iter(denies.items()))
-            author = Author(actor=deny.actor, reason=deny.reason, op_id=f"{op_id}|{first}")
-            after = msgspec.structs.replace(stored, denies={**stored.denies, **denies})
-            versions = {key: deny.version for key, deny in denies.items()}
-            await self._operations.commit_deny(versions, author, stored, after)
-        if not pending:
-            return stored
-        log.info("published %d denies that the store did not have", len(pending))
-        return await self._store.read() or stored
+        await self._publish(
+            only_here, InForce(revision=error.revision, state=newest.state, denies=error.denies)
+        )
 
-    def _is_missing(self, deny: Deny, stored: InForce) -> bool:
-        """Whether the store never had this deny, or lost it; else somebody has lifted it there."""
-        same_life = self._deliverer.newest.revision.epoch == stored.revision.epoch
-        return deny.rev == 0 or (same_life and deny.rev > stored.revision.rev)
+    async def _note(self, finding: Finding, held: InForce, stored: InForce | None) -> None:
+        kind = _KINDS.get(finding.verdict)
+        self.troubles.end(*(other for other in _KINDS.values() if other is not kind))
+        if kind is not None:
+            text = explain(finding.verdict, held, stored)
+            news = kind not in self.troubles
+            self.troubles.begin(kind, text)
+            if news and kind is Trouble.FORK and stored is not None:
+                await self._write_down(text, stored.revision)
 
-    def _note(self, trouble: str) -> None:
-        if trouble != self.trouble:
-            self.trouble = trouble
-            if trouble:
-                log.warning("%s", trouble)
-            self._events.publish("control-plane", trouble=trouble)
+    async def _write_down(self, refusal: str, revision: Revision) -> None:
+        """One line in the history, whichever of the replicas is the first to write it."""
+        mark = hashlib.sha256(f"{revision} {refusal}".encode()).hexdigest()[:16]
+        author = Author(actor="turnout", reason=f"revision {revision}", op_id=f"refused-{mark}")
+        with suppress(StoreError, StateError):
+            await self._store.reject(author, refusal)
+
+    async def _publish(self, lost: Mapping[DenyKey, Deny], stored: InForce) -> None:
+        """What was denied here while the store was away, and what the store lost in a fail-over."""
+        try:
+            for op_id, denies in _together(lost).items():
+                # What one change denied on several routes comes in one revision here as well.
+                first, deny = next(iter(denies.items()))
+                author = Author(actor=deny.actor, reason=deny.reason, op_id=f"{op_id}|{first}")
+                after = msgspec.structs.replace(stored, denies={**stored.denies, **denies})
+                versions = {key: deny.version for key, deny in denies.items()}
+                await self._operations.commit_deny(versions, author, stored, after)
+        except StoreError as error:
+            self.troubles.begin(Trouble.UNPUBLISHED, f"denies wait to be published: {error}")
+            return
+        self.troubles.end(Trouble.UNPUBLISHED)
+        if lost:
+            log.info("published %d denies that the store did not have", len(lost))
+            with suppress(StateError):
+                self._deliverer.offer(await self._read())
+
+    def _heard(self) -> None:
+        self._seen = time.monotonic()
+        self.troubles.end(Trouble.UNREACHABLE)
+
+    def _tell(self) -> None:
+        self._events.publish("control-plane", trouble=self.trouble)
+
+
+def _together(denies: Mapping[DenyKey, Deny]) -> dict[str, dict[DenyKey, Deny]]:
+    """By the change that they came with."""
+    together: dict[str, dict[DenyKey, Deny]] = {}
+    for key, deny in denies.items():
+        together.setdefault(deny.op_id, {})[key] = deny
+    return together

@@ -14,7 +14,7 @@ from redis.asyncio.connection import AbstractConnection
 
 from gateway.control import redis_scripts
 from gateway.control.redis_address import Host, RedisAddress
-from gateway.control.store import StoreUnavailable
+from gateway.control.store import StoreRefused, StoreUnavailable
 
 CALL_TIMEOUT_S = 1.5
 """Of a whole call, the making of its connection included: a frozen server is noticed within 2 s."""
@@ -37,6 +37,13 @@ _MEANINGS: tuple[tuple[type[Exception], str], ...] = (
     (TimeoutError, "it did not answer in time"),
     (errors.ConnectionError, "the connection failed"),
 )
+# Those that the driver has no class for, by the word that they begin with.
+_WORDS = {
+    "WRONGTYPE": "a key of Turnout's holds something else: delete it, and what is lost by that comes back "
+    "with turnout restore",
+    "MISCONF": "it cannot save its data",
+    "NOREPLICAS": "too few of its own replicas are connected",
+}
 
 
 class Primary(NamedTuple):
@@ -171,7 +178,8 @@ class RedisConnections:
         try:
             yield
         except (errors.RedisError, OSError, TimeoutError) as error:
-            raise StoreUnavailable(f"Redis at {self.address.masked}: {_meaning(error)}") from error
+            kind = StoreRefused if isinstance(error, errors.ResponseError) else StoreUnavailable
+            raise kind(f"Redis at {self.address.masked}: {_meaning(error)}") from error
 
     async def primary(self) -> Primary | None:
         """What the sentinels say where the primary is; None where the address names one server.
@@ -275,6 +283,9 @@ class RedisConnections:
 def _meaning(error: Exception) -> str:
     for kind, text in _MEANINGS:
         if isinstance(error, kind):
+            return f"{text} ({_brief(error)})"
+    for word, text in _WORDS.items():
+        if word in str(error):
             return f"{text} ({_brief(error)})"
     return f"it refused: {_brief(error)}"
 

@@ -78,19 +78,18 @@ _ANSWER_KNOWN = """
 if epoch and known then return {'known', epoch, string.format('%.0f', known)} end
 """
 
-# An empty store takes what expects revision 0 of any epoch: that epoch, or 1, is its new life's. Older op ids
-# and signals mean nothing in it; denies that are left stay, because too many of them is the safe side.
+# In an empty store older op ids and signals mean nothing; denies that are left stay, because too many of them
+# is the safe side.
 PUT = (
     _COMMON
     + _ANSWER_KNOWN
     + """
 local want_epoch, want_rev, doc, doc_sha = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
-if not epoch and want_rev == '0' then
+if not epoch and want_epoch == '0' and want_rev == '0' then
   local last = last_signal()
-  epoch, rev, sha = want_epoch, '0', doc_sha
-  if epoch == '0' then epoch = '1' end
+  epoch, rev, sha = '1', '0', doc_sha
   redis.call('DEL', ops)
-  advance(want_epoch == '0' and 'put' or 'restore')
+  advance('put')
   redis.call('HSET', state, 'signals_id', last)
 elseif epoch == want_epoch and rev == want_rev then
   sha = doc_sha
@@ -118,6 +117,39 @@ advance('deny')
 for _, i in ipairs(new) do
   redis.call('HSET', deny, ARGV[i], ARGV[i + 1] .. ',"rev":' .. rev .. ',"us":' .. us .. '}')
 end
+return {'done', epoch, rev}
+"""
+)
+
+# Own arguments: expected epoch and rev, the highest epoch known, base, document and its sha256, the last signal
+# that was done with here, then pairs of key and tombstone. Denies that nobody gave are those of an emptied or
+# damaged store; they get the new epoch's revision like the others, or whoever lifts one would be overruled by
+# its old, higher one. An unreadable one denies all the same: its key says what.
+RESTORE = (
+    _COMMON
+    + _ANSWER_KNOWN
+    + """
+local whole = epoch and rev and string.match(epoch, '^%d+$') and string.match(rev, '^%d+$')
+local now_epoch, now_rev = whole and epoch or '0', whole and rev or '0'
+if now_epoch ~= ARGV[5] or now_rev ~= ARGV[6] then return {'conflict', now_epoch, now_rev} end
+local base, doc, doc_sha, seen = ARGV[8], ARGV[9], ARGV[10], ARGV[11]
+local cursor = redis.call('HGET', state, 'signals_id') or (seen ~= '' and seen) or last_signal()
+local denies, stored = {}, redis.call('HGETALL', deny)
+for i = 1, #stored, 2 do
+  local tomb, found = string.gsub(stored[i + 1], '"rev":%d+', '"rev":1', 1)
+  if found == 0 or not pcall(cjson.decode, tomb) then
+    tomb = '{"version":"?","reason":"unreadable in the store","rev":1}'
+  end
+  if string.find(stored[i], '|', 1, true) then denies[stored[i]] = tomb end
+end
+for i = 12, #ARGV, 2 do denies[ARGV[i]] = ARGV[i + 1] end
+epoch = string.format('%.0f', math.max(tonumber(now_epoch), tonumber(ARGV[7])) + 1)
+rev, sha = '0', doc_sha
+redis.call('DEL', ops)
+advance('restore')
+redis.call('HSET', state, 'doc', doc, 'sha256', doc_sha, 'base', base, 'signals_id', cursor)
+redis.call('DEL', deny)
+for key, tomb in pairs(denies) do redis.call('HSET', deny, key, tomb) end
 return {'done', epoch, rev}
 """
 )

@@ -2,7 +2,7 @@
 
 Keys, under one hash tag so that they share a slot: `{turnout:<namespace>}` and
 
-    :state      HASH epoch, rev, doc, sha256, op_id, actor, reason, commit_us, signals_id, head
+    :state      HASH epoch, rev, doc, sha256, op_id, actor, reason, commit_us, signals_id, base, head
     :deny       HASH route|digest → {version, rev, op_id, actor, reason, us}
     :log        STREAM, one entry a change; also what wakes the readers
     :signals    STREAM of rollback requests from outside
@@ -27,7 +27,7 @@ from gateway.control.redis_connection import RedisConnections
 from gateway.control.redis_durability import durable
 from gateway.control.redis_ledger import read_ledger
 from gateway.control.redis_values import (
-    check_head,
+    decode_document,
     fields,
     history_record,
     in_force,
@@ -92,13 +92,15 @@ class RedisStore:
         head = {name: value for name, value in zip(_HEAD, values, strict=True) if value is not None}
         if not head and document is None:
             return None
-        same = head.get(b"sha256") == sha256.encode()
-        check_head(head, b"" if same else document)
-        if not same:
-            sha256 = text(head[b"sha256"])
-            state = await asyncio.to_thread(self._documents.state, document, sha256)
-            self._document = sha256, state
-        return in_force(head, fields(denies), state)
+        if head.get(b"sha256") == sha256.encode():
+            return in_force(head, fields(denies), lambda: state)
+
+        def decode() -> State:
+            return decode_document(self._documents, document, head.get(b"sha256"))
+
+        held = await asyncio.to_thread(in_force, head, fields(denies), decode)
+        self._document = text(head[b"sha256"]), held.state
+        return held
 
     async def put(self, state: State, expect: Revision, author: Author, changes: Changes) -> Committed:
         doc = encode_state(state)
@@ -108,6 +110,16 @@ class RedisStore:
             changes,
             [str(expect.epoch), str(expect.rev), doc, state_sha256(doc)],
         )
+
+    async def restore(
+        self, held: InForce, expect: Revision, author: Author, changes: Changes, *, known_epoch: int = 0
+    ) -> Committed:
+        epoch = str(max(known_epoch, held.revision.epoch))
+        own: list[str | bytes] = [str(expect.epoch), str(expect.rev), epoch, str(held.revision)]
+        own += [held.state.encoded, held.state.sha256, self._done.id]
+        for key, deny in held.denies.items():
+            own += [str(key), msgspec.json.encode(msgspec.structs.replace(deny, rev=1))]
+        return await self._commit(redis_scripts.RESTORE, author, changes, own)
 
     async def deny(self, denies: Mapping[DenyKey, str], author: Author, changes: Changes) -> Committed:
         pairs: list[str | bytes] = []
@@ -166,6 +178,10 @@ class RedisStore:
         )
         self._applied.keep(member, applied_us)
         return applied_us
+
+    async def leave(self) -> None:
+        # Long ago, which needs no right that a report does not need.
+        await self._connections.call(["ZADD", self._key("members"), 0, self._replica])
 
     async def members(self) -> list[Member]:
         async with self._connections.line() as line:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
 from gateway.control.store import Author, HistoryRecord, Member, Signal
-from gateway.routing.state import Deny, DenyKey, InForce, Revision, State, StateError
+from gateway.routing.documents import Documents
+from gateway.routing.state import DamagedState, Deny, DenyKey, InForce, Revision, State, StateError
 
 SIGNAL_FIELDS = 20
 SIGNAL_BYTES = 1024
@@ -20,25 +21,54 @@ def text(raw: bytes | str) -> str:
     return raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
 
 
-def in_force(head: Fields, denies: Fields, state: State) -> InForce:
-    """`head` is the state's HASH without its document. Raises `StateError`, and names what is damaged."""
-    return InForce(
-        revision=_revision(head),
-        state=state,
-        denies={DenyKey.parse(text(key)): _deny(key, raw) for key, raw in denies.items()},
-        commit_us=_commit_us(head),
-        base=_base(head),
-        head=text(head.get(b"head", b"")),
-    )
+def in_force(head: Fields, denies: Fields, state: Callable[[], State]) -> InForce:
+    """`head` is the state's HASH without its document, which `state` gives, or raises `StateError`.
+
+    Raises `DamagedState`, which names what is damaged and has what is sound.
+    """
+    sound, damage = _sound(denies)
+    revision = Revision(0, 0)
+    try:
+        revision = _revision(head)
+        if damage:
+            raise StateError(damage)
+        return InForce(
+            revision=revision,
+            state=state(),
+            denies=sound,
+            commit_us=_commit_us(head),
+            base=_base(head),
+            head=text(head.get(b"head", b"")),
+        )
+    except ValueError as error:
+        raise DamagedState(str(error), revision, sound) from error
 
 
-def check_head(head: Fields, document: bytes | None) -> None:
-    """Raises `StateError` where the state lacks what every state has."""
-    there = {name for name in (b"epoch", b"rev", b"sha256") if name in head}
-    there |= {b"doc"} if document is not None else set()
-    missing = [name for name in ("epoch", "rev", "doc", "sha256") if name.encode() not in there]
-    if missing:
+def decode_document(documents: Documents, document: bytes | None, sha256: bytes | None) -> State:
+    """Raises `StateError`."""
+    there = {"doc": document, "sha256": sha256}
+    missing = [name for name, value in there.items() if value is None]
+    if document is None or sha256 is None:
         raise StateError(f"the state in Redis lacks {', '.join(missing)}: it was edited by hand")
+    return documents.state(document, text(sha256))
+
+
+def _revision(state: Fields) -> Revision:
+    try:
+        return Revision.parse(f"{text(state.get(b'epoch', b''))}.{text(state.get(b'rev', b''))}")
+    except ValueError as error:
+        raise StateError(f"the state in Redis has no revision: {error}") from error
+
+
+def _sound(denies: Fields) -> tuple[dict[DenyKey, Deny], str]:
+    """The denies that are readable, and what is wrong with the first that is not."""
+    sound, damage = {}, ""
+    for key, raw in denies.items():
+        try:
+            sound[DenyKey.parse(text(key))] = _deny(key, raw)
+        except StateError as error:
+            damage = damage or str(error)
+    return sound, damage
 
 
 def tombstone_head(version: str, author: Author) -> bytes:
@@ -79,16 +109,13 @@ def _short(raw: bytes) -> str:
 
 def _deny(key: bytes, raw: bytes) -> Deny:
     try:
-        return msgspec.json.decode(raw, type=Deny)
+        deny = msgspec.json.decode(raw, type=Deny)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise StateError(f"deny {text(key)[:200]!r} in Redis is unreadable: {error}") from error
-
-
-def _revision(head: Fields) -> Revision:
-    try:
-        return Revision.parse(f"{text(head[b'epoch'])}.{text(head[b'rev'])}")
-    except ValueError as error:
-        raise StateError(f"the state in Redis has no revision: {error}") from error
+    if deny.rev < 1:
+        # It would look like one that only this replica knows, and nobody could lift it.
+        raise StateError(f"deny {text(key)[:200]!r} in Redis has no revision: it was written by hand")
+    return deny
 
 
 def _commit_us(head: Fields) -> int:

@@ -26,6 +26,14 @@ class StoreUnavailable(StoreError):
     """The store cannot be reached or refuses to work; what is served goes on being served."""
 
 
+class StoreRefused(StoreUnavailable):
+    """It answers, and refuses what it was asked for."""
+
+
+class StoreDiverged(StoreError):
+    """The store holds another state than this replica, and a person has to say which of them is right."""
+
+
 class Author(msgspec.Struct, frozen=True, kw_only=True):
     """Who changes something and why. `op_id` makes a retried write the same write."""
 
@@ -131,9 +139,17 @@ class Store(Protocol):
     async def put(self, state: State, expect: Revision, author: Author, changes: Changes) -> Committed:
         """Replaces the document if the revision is still `expect` (0.0: if the store is empty).
 
-        `Revision(E, 0)` also expects an empty store and begins epoch E in it: how a replica whose store was
-        emptied gives it the state back as something newer (type `restore` in the history).
         A known `op_id` returns its first revision and changes nothing. Raises `Conflict`.
+        """
+
+    async def restore(
+        self, held: InForce, expect: Revision, author: Author, changes: Changes, *, known_epoch: int = 0
+    ) -> Committed:
+        """Begins a new epoch with `held`, if the store is still at `expect` (0.0: empty, or unreadable).
+
+        The epoch is one more than the store's, `held`'s and `known_epoch`, the highest that anybody has seen,
+        so that every replica takes it for newer; `held.revision` becomes its `base`. Denied is what is denied
+        in `held` or in the store. It mends a damaged document. Raises `Conflict`.
         """
 
     async def deny(self, denies: Mapping[DenyKey, str], author: Author, changes: Changes) -> Committed:
@@ -175,6 +191,9 @@ class Store(Protocol):
         Returns since when it has been so, in microseconds since the epoch by the store's clock.
         """
 
+    async def leave(self) -> None:
+        """This replica goes on purpose: nobody waits for it any longer."""
+
     async def members(self) -> list[Member]:
         """The live replicas."""
 
@@ -192,6 +211,8 @@ __all__ = [
     "Member",
     "Signal",
     "Store",
+    "StoreDiverged",
     "StoreError",
+    "StoreRefused",
     "StoreUnavailable",
 ]

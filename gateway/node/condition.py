@@ -11,6 +11,7 @@ from gateway.control.bootstrap import Bootstrap
 from gateway.control.deliver import Deliverer
 from gateway.control.reader import Reader
 from gateway.control.store import Member
+from gateway.control.troubles import Trouble
 from gateway.node.fetched import Fetched
 from gateway.node.pool import WorkerPool
 from gateway.routing.state import EMPTY
@@ -42,7 +43,7 @@ class Condition:
     def degraded(self) -> list[str]:
         """In words, all that is not as it should be; none of it keeps this replica from serving."""
         found = [
-            self.reader.trouble,
+            *self.reader.troubles.texts,
             self.deliverer.error,
             self.deliverer.mirror_error,
             self.bootstrap.trouble,
@@ -87,6 +88,7 @@ class Condition:
             rev=held.revision.rev,
             control_plane_age_s=self.reader.age_s,
             degraded=bool(self.degraded()),
+            troubles={kind.value: kind in self.reader.troubles for kind in Trouble},
             shares=self.shares(),
             rollback_ready={name: _can_roll_back(entry) for name, entry in table.items()},
             denies=len(held.denies),
@@ -99,6 +101,7 @@ class Condition:
 
     def member(self) -> Member:
         held = self.deliverer.held
+        refusal = self.reader.refusal or self.deliverer.error
         return Member(
             replica=self.replica,
             epoch=held.revision.epoch,
@@ -106,8 +109,8 @@ class Condition:
             denies_rev=max((deny.rev for deny in held.denies.values()), default=0),
             deny_n=len(held.denies),
             sha256=held.state.sha256,
-            status="NACK" if self.deliverer.error else "ACK",
-            error=self.deliverer.error,
+            status="NACK" if refusal else "ACK",
+            error=refusal,
             workers_ok=self.pool.applied,
             workers_total=self.pool.total,
         )

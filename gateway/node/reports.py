@@ -7,7 +7,8 @@ import contextlib
 from collections.abc import Callable
 
 from gateway.control.events import Events
-from gateway.control.store import Member, Store, StoreUnavailable
+from gateway.control.store import Member, Store, StoreRefused, StoreUnavailable
+from gateway.control.troubles import Trouble, Troubles
 from gateway.control.weights import WeightsCache
 from gateway.node.fetched import Fetched
 from gateway.node.flip_times import FlipTimes
@@ -29,6 +30,7 @@ class Reports:
         events: Events,
         weights: WeightsCache,
         fetched: Fetched,
+        troubles: Troubles,
     ) -> None:
         self._store = store
         self._held = held
@@ -37,6 +39,7 @@ class Reports:
         self._events = events
         self._weights = weights
         self._fetched = fetched
+        self._troubles = troubles
         self._due = asyncio.Event()
 
     def due(self) -> None:
@@ -48,9 +51,7 @@ class Reports:
         try:
             while True:
                 self._due.clear()
-                with contextlib.suppress(StoreUnavailable):
-                    held, member = self._held(), self._member()
-                    self._flips.note(held, member, await self._store.report(member))
+                await self._report()
                 self._fetched.cache_bytes = sum(entry.size_bytes for entry in await self._weights.list())
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(REPORT_PERIOD_S):
@@ -58,9 +59,20 @@ class Reports:
         finally:
             watcher.cancel()
 
+    async def _report(self) -> None:
+        held, member = self._held(), self._member()
+        try:
+            self._flips.note(held, member, await self._store.report(member))
+        except StoreRefused as error:
+            self._troubles.begin(Trouble.UNWRITABLE, f"no acknowledgement can be written: {error}")
+        except StoreUnavailable:
+            pass  # the reader finds out by itself, and says so
+        else:
+            self._troubles.end(Trouble.UNWRITABLE)
+
     async def _watch_applied(self) -> None:
         with self._events.subscribe() as events:
             while True:
                 event = await events.get()
-                if event["kind"] in ("applied", "refused"):
+                if event["kind"] in ("applied", "refused", "control-plane"):
                     self.due()

@@ -29,7 +29,7 @@ from gateway.control.operations import Operations
 from gateway.control.reader import Reader
 from gateway.control.redis_store import RedisStore
 from gateway.control.registries import Registries
-from gateway.control.store import Store
+from gateway.control.store import Store, StoreUnavailable
 from gateway.control.versions import Versions
 from gateway.control.weights import FetchProgress, WeightsCache
 from gateway.node.condition import Condition
@@ -125,6 +125,7 @@ class Supervisor:
             self.events,
             self.weights,
             self._fetched,
+            self.reader.troubles,
         )
 
     async def run(self) -> int:
@@ -232,6 +233,8 @@ class Supervisor:
         await self.pool.stop()
         admin.should_exit = True
         await _end(tasks)
+        with contextlib.suppress(StoreUnavailable):
+            await self.store.leave()
         await self.store.aclose()
         await self._registries.aclose()
 

@@ -12,10 +12,12 @@ import msgspec
 
 from gateway.routing.state import (
     SCHEMA,
+    DamagedState,
     InForce,
     RegistryDeclaration,
     Route,
     State,
+    StateError,
     check_state,
     decode_envelope,
     decode_state,
@@ -51,10 +53,15 @@ class Documents:
     def in_force(self, raw: bytes) -> InForce:
         """As `decode_in_force`; a state may come without its document, if that is the last one's.
 
-        Routes that are written as before are the same objects as before. Raises `StateError`.
+        Routes that are written as before are the same objects as before. Raises `StateError`, which is a
+        `DamagedState` where only the document is at fault.
         """
         envelope = decode_envelope(raw)
-        return in_force(envelope, self.state(envelope.doc.encode(), envelope.sha256))
+        try:
+            return in_force(envelope, self.state(envelope.doc.encode(), envelope.sha256))
+        except StateError as error:
+            beside = in_force(envelope, State())
+            raise DamagedState(str(error), beside.revision, beside.denies) from error
 
     def state(self, raw: bytes, sha256: str) -> State:
         """As `decode_state`; the same object as before where the document is the last one."""

@@ -234,6 +234,16 @@ def check_state(state: State) -> None:
             raise StateError(f"{at}: the weights add up to {total / 100:g} %, not to 100 % (or all 0)")
 
 
+class DamagedState(StateError):
+    """A store whose document cannot be in force, with what is sound beside it: denies count all the same."""
+
+    def __init__(self, text: str, revision: Revision, denies: Mapping[DenyKey, Deny]) -> None:
+        super().__init__(text)
+        self.revision = revision
+        """0.0 where that is unreadable, too."""
+        self.denies = denies
+
+
 class Envelope(msgspec.Struct, kw_only=True):
     """How a state lies in a file."""
 

@@ -37,6 +37,8 @@ class Standing:
     worker_restarts: int
     cache_bytes: int
     fetched_bytes: int
+    troubles: Mapping[str, bool] = field(default_factory=dict)
+    """Every kind of trouble between this replica and the store, and whether it is so now."""
 
 
 class Flips:
@@ -176,6 +178,14 @@ def _standing(now: Standing) -> Iterator[Metric]:
     for route, is_ready in now.rollback_ready.items():
         ready.add_metric([route], float(is_ready))
     yield ready
+    trouble = GaugeMetricFamily(
+        "turnout_control_plane_trouble",
+        "1 while this kind of trouble is between this replica and the store.",
+        labels=["kind"],
+    )
+    for kind, is_so in now.troubles.items():
+        trouble.add_metric([kind], float(is_so))
+    yield trouble
     revision = GaugeMetricFamily(
         "turnout_state_revision", "Revision in force on this replica.", labels=["epoch"]
     )

@@ -5,13 +5,15 @@ import json
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import yaml
 from prometheus_client import parser
 
 from gateway.admin import requests, views
 from gateway.control.store import StoreUnavailable
-from gateway.routing.state import EMPTY
+from gateway.routing import change
+from gateway.routing.state import EMPTY, encode_in_force
 from tests.admin.conftest import Caller, replica
 from tests.control.replica import ControlPlane
 
@@ -276,6 +278,43 @@ class TestWriting:
         assert answer.status_code == 202
         assert (answer.json()["published"], answer.json()["revision"]) == (False, "1.1+1")
         assert plane.workers.denied == {"2"}
+
+    async def test_an_emptied_store_is_given_back_what_is_held_here(
+        self, admin: httpx.AsyncClient, plane: ControlPlane
+    ) -> None:
+        for file in plane.mirror.parent.parent.glob("store/*"):
+            file.unlink()
+        body = {"weights": {"canary": 20}}
+        assert "turnout restore" in detail(await admin.patch(f"{ROUTE}/weights", json=body), 503)
+        assert "nothing to adopt" in detail(await admin.post("/adopt"), 422)
+        stale = await admin.post("/restore", headers={"if-match": '"1.1"'})
+        assert "read it again" in detail(stale, 409)
+        assert stale.json()["current"] == "0.0"
+        restored = await admin.post(
+            "/restore", json={"reason": "flushed"}, headers={"if-match": '"0.0"', "turnout-actor": "ann"}
+        )
+        assert (restored.status_code, restored.json()["revision"]) == (200, "2.1")
+        (line,) = await plane.store.history()
+        assert (line.type, line.actor, line.reason) == ("restore", "ann", "flushed")
+        assert (await admin.patch(f"{ROUTE}/weights", json=body)).json()["revision"] == "2.2"
+
+    async def test_what_the_store_holds_is_adopted(
+        self, admin: httpx.AsyncClient, plane: ControlPlane
+    ) -> None:
+        held = await plane.store.read()
+        assert held is not None
+        elsewhere = change.set_weights(held, "number", {"canary": 77})
+        file_store = plane.mirror.parent.parent / "store" / "state.json"
+        file_store.write_bytes(encode_in_force(msgspec.structs.replace(held, state=elsewhere)))
+        await plane.reader.synchronise()
+        assert "another document" in detail(
+            await admin.patch(f"{ROUTE}/weights", json={"weights": {"canary": 20}}), 503
+        )
+        assert plane.deliverer.held.state == held.state
+        adopted = await admin.post("/adopt", headers={"if-match": '"1.1"'})
+        assert (adopted.status_code, adopted.json()["revision"]) == (200, "2.1")
+        assert plane.deliverer.held.state == elsewhere
+        assert "unknown field" in detail(await admin.post("/adopt", json={"revision": "2.1"}), 422)
 
     async def test_names_and_reasons_are_cut(self, admin: httpx.AsyncClient, plane: ControlPlane) -> None:
         await admin.post(

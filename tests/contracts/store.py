@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import pytest
 
 from gateway.control.store import Author, Conflict, Member, Store
-from gateway.routing.state import DenyKey, Pin, Revision, Route, State, StateError, Variant
+from gateway.routing.state import (
+    DamagedState,
+    Deny,
+    DenyKey,
+    InForce,
+    Pin,
+    Revision,
+    Route,
+    State,
+    StateError,
+    Variant,
+)
 
 T = TypeVar("T")
 Opener = Callable[[], Store]
@@ -33,6 +44,15 @@ def document(canary_bp: int = 0) -> State:
 
     variants = {"stable": variant("1", 10_000 - canary_bp), "canary": variant("2", canary_bp)}
     return State(routes={"fraud": Route(variants=variants, fallback="stable")})
+
+
+def holding(revision: Revision, *, denies: Mapping[DenyKey, Deny] | None = None) -> InForce:
+    """What a replica holds, which is not what the store has."""
+    return InForce(revision=revision, state=document(500), denies=denies or {})
+
+
+def tombstone(version: str, *, rev: int) -> Deny:
+    return Deny(version=version, rev=rev, op_id="old", actor="bob", reason="slow", us=1_700_000_000_000_000)
 
 
 def member(replica: str, rev: int = 1) -> Member:
@@ -97,20 +117,101 @@ class StoreContract:
 
     async def test_a_put_that_expects_an_empty_store_conflicts_with_a_full_one(self, store: Store) -> None:
         await store.put(document(), EMPTY, author("a"), [])
-        for expect in (EMPTY, Revision(7, 0)):
-            with pytest.raises(Conflict) as conflict:
-                await store.put(document(), expect, author("b"), [])
-            assert conflict.value.current == Revision(1, 1)
+        with pytest.raises(Conflict) as conflict:
+            await store.put(document(), EMPTY, author("b"), [])
+        assert conflict.value.current == Revision(1, 1)
 
     async def test_a_put_that_expects_a_revision_conflicts_with_an_empty_store(self, store: Store) -> None:
-        with pytest.raises(Conflict) as conflict:
-            await store.put(document(), Revision(1, 9), author("a"), [])
-        assert conflict.value.current == EMPTY
+        for expect in (Revision(1, 9), Revision(7, 0)):
+            with pytest.raises(Conflict) as conflict:
+                await store.put(document(), expect, author("a"), [])
+            assert conflict.value.current == EMPTY
         assert await store.read() is None
 
-    async def test_a_replica_gives_an_emptied_store_its_state_back_in_a_new_epoch(self, store: Store) -> None:
-        assert await store.put(document(), Revision(4, 0), author("a"), []) == Revision(4, 1)
-        assert [record.type for record in await store.history()] == ["restore"]
+    async def test_an_emptied_store_is_given_a_state_back_in_a_new_epoch(
+        self, store: Store, other: Store
+    ) -> None:
+        held = holding(Revision(4, 17), denies={BAD: tombstone("2", rev=9), WORSE: tombstone("3", rev=0)})
+        assert await store.restore(held, EMPTY, author("a"), []) == Revision(5, 1)
+        assert [(record.type, record.rev) for record in await store.history()] == [("restore", 1)]
+        stored = await other.read()
+        assert stored is not None
+        assert (stored.revision, stored.state, stored.base) == (Revision(5, 1), held.state, Revision(4, 17))
+        assert stored.denies == {BAD: tombstone("2", rev=1), WORSE: tombstone("3", rev=1)}
+
+    async def test_what_is_denied_in_the_store_stays_denied(self, store: Store, other: Store) -> None:
+        await store.put(document(100), EMPTY, author("a"), [])
+        await store.deny({BAD: "2"}, author("b", "errors"), [])
+        held = holding(Revision(1, 9), denies={WORSE: tombstone("3", rev=7)})
+        assert await other.restore(held, Revision(1, 2), author("c"), []) == Revision(2, 1)
+        stored = await store.read()
+        assert stored is not None and stored.state == held.state
+        assert {key: (deny.rev, deny.reason) for key, deny in stored.denies.items()} == {
+            BAD: (1, "errors"),
+            WORSE: (1, "slow"),
+        }
+
+    async def test_a_restore_expects_what_the_store_holds(self, store: Store) -> None:
+        await store.put(document(100), EMPTY, author("a"), [])
+        for expect in (EMPTY, Revision(1, 2), Revision(2, 1)):
+            with pytest.raises(Conflict) as conflict:
+                await store.restore(holding(Revision(1, 9)), expect, author("b"), [])
+            assert conflict.value.current == Revision(1, 1)
+        stored = await store.read()
+        assert stored is not None and stored.state == document(100)
+
+    async def test_of_concurrent_restores_exactly_one_wins(self, store: Store, other: Store) -> None:
+        restores = (
+            which.restore(holding(Revision(1, 9)), EMPTY, author(str(id(which))), [])
+            for which in (store, other)
+        )
+        results = await asyncio.gather(*restores, return_exceptions=True)
+        assert sorted(isinstance(result, Conflict) for result in results) == [False, True]
+
+    async def test_a_retried_restore_is_answered_with_its_first_revision(
+        self, store: Store, other: Store
+    ) -> None:
+        for which in (store, other):
+            revision = await which.restore(holding(Revision(1, 9)), EMPTY, author("a"), [])
+            assert revision == Revision(2, 1)
+        assert len(await store.history()) == 1
+
+    @pytest.mark.parametrize(
+        ("in_store", "in_hand", "elsewhere", "begun"),
+        [(1, 1, 0, 2), (1, 6, 0, 7), (1, 1, 4, 5), (1, 3, 9, 10)],
+    )
+    async def test_a_new_epoch_is_beyond_every_one_that_is_known(
+        self, store: Store, in_store: int, in_hand: int, elsewhere: int, begun: int
+    ) -> None:
+        assert (await store.put(document(), EMPTY, author("a"), [])).epoch == in_store
+        revision = await store.restore(
+            holding(Revision(in_hand, 9)), Revision(1, 1), author("b"), [], known_epoch=elsewhere
+        )
+        assert revision == Revision(begun, 1)
+
+    async def test_a_new_epoch_goes_on_as_every_other(self, store: Store) -> None:
+        held = holding(Revision(1, 9), denies={BAD: tombstone("2", rev=9)})
+        await store.restore(held, EMPTY, author("a"), [])
+        assert await store.undeny([BAD], author("b"), []) == Revision(2, 2)
+        assert await store.put(document(200), Revision(2, 2), author("c"), []) == Revision(2, 3)
+        assert await store.deny({WORSE: "3"}, author("d"), []) == Revision(2, 4)
+        stored = await store.read()
+        assert stored is not None and set(stored.denies) == {WORSE}
+        assert stored.base == Revision(1, 9), "how the epoch began"
+
+    async def test_a_damaged_document_is_mended_and_its_denies_stay(self, store: Store) -> None:
+        await store.put(document(100), EMPTY, author("a"), [])
+        await store.deny({BAD: "2"}, author("b"), [])
+        await self.damage(store)
+        with pytest.raises(DamagedState) as damaged:
+            await store.read()
+        assert (damaged.value.revision, set(damaged.value.denies)) == (Revision(1, 2), {BAD})
+        held = holding(Revision(1, 1))
+        with pytest.raises(Conflict):
+            await store.restore(held, Revision(1, 1), author("c"), [])
+        assert await store.restore(held, Revision(1, 2), author("c"), []) == Revision(2, 1)
+        stored = await store.read()
+        assert stored is not None and (stored.state, set(stored.denies)) == (held.state, {BAD})
 
     async def test_a_retried_write_is_answered_with_its_first_revision(
         self, store: Store, other: Store
@@ -306,6 +407,13 @@ class StoreContract:
         await self.damage(store)
         with pytest.raises(StateError, match="sha256"):
             await store.read()
+
+    async def test_a_replica_that_leaves_is_no_member(self, store: Store) -> None:
+        await store.report(member("replica"))
+        await store.leave()
+        assert await store.members() == []
+        await store.report(member("replica", rev=2))
+        assert [m.rev for m in await store.members()] == [2]
 
     async def test_a_replica_reports_itself(self, store: Store) -> None:
         await store.report(member("one"))

@@ -14,7 +14,7 @@ from gateway.control.file_store import FileStore
 from gateway.control.store import Store, StoreUnavailable
 from gateway.routing.state import Revision, StateError
 from tests.contracts.chain import verify
-from tests.contracts.store import EMPTY, Opener, StoreContract, author, document
+from tests.contracts.store import EMPTY, Opener, StoreContract, author, document, holding
 
 CHILD = """
 import asyncio, os, resource, signal, sys
@@ -174,7 +174,9 @@ async def test_a_damaged_file_is_kept_aside_and_a_new_epoch_begins(directory: Pa
         await store.put(document(100), Revision(1, 1), author("b"), [])
     with pytest.raises(StateError):
         await store.deny({}, author("c"), [])
-    assert (await store.put(document(100), EMPTY, author("d"), [])) == Revision(2, 1)
+    with pytest.raises(StateError, match="turnout restore"):
+        await store.put(document(100), EMPTY, author("d"), [])
+    assert (await store.restore(holding(Revision(1, 1)), EMPTY, author("e"), [])) == Revision(2, 1)
     assert (directory / "state.json.damaged-1").read_bytes() == b"{ half a docum"
 
 

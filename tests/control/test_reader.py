@@ -1,18 +1,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
-import redis
 
-from gateway.control.reader import Verdict, judge
+from gateway.control.divergence import Verdict, judge
 from gateway.control.redis_store import RedisStore
 from gateway.control.store import Store, StoreUnavailable
 from gateway.routing import change
 from gateway.routing.state import EMPTY, InForce, Revision
 from tests.control.replica import ControlPlane, author, soon
+from tests.servers.meddler import Meddler
 from tests.servers.redis import RedisServer
 from tests.states import in_force, route
 
@@ -163,42 +162,6 @@ async def shared(
     return made
 
 
-class Meddler:
-    """Somebody with a redis-cli."""
-
-    def __init__(self, server: RedisServer, namespace: str) -> None:
-        self._redis = redis.Redis(port=server.port)
-        self.prefix = f"{{turnout:{namespace}}}:"
-
-    def dump(self) -> dict[str, bytes]:
-        found: Any = self._redis.keys(self.prefix.replace("{", "\\{") + "*")
-        keys = [str(key, "utf-8") for key in found]
-        return {key: self._redis.dump(key) for key in keys}  # type: ignore[misc]
-
-    def restore(self, dumped: dict[str, bytes]) -> None:
-        """The data of before: what a stale replica that was promoted has."""
-        self.empty()
-        for key, value in dumped.items():
-            self._redis.restore(key, 0, value)
-
-    def empty(self) -> None:
-        for key in self.dump():
-            self._redis.delete(key)
-
-    def wake(self) -> None:
-        self._redis.xadd(self.prefix + "log", {"type": "nothing"})
-
-    def close(self) -> None:
-        self._redis.close()
-
-
-@pytest.fixture
-def meddler(shared_redis: RedisServer, namespace: str) -> Iterator[Meddler]:
-    made = Meddler(shared_redis, namespace)
-    yield made
-    made.close()
-
-
 class TestOnRedis:
     async def test_an_emptied_store_keeps_the_local_state(
         self, shared: ControlPlane, meddler: Meddler
@@ -298,7 +261,7 @@ class TestOnRedis:
         shared.run(reader=True)
         await shared.apply()
         before = shared.deliverer.held
-        meddler._redis.hset(meddler.prefix + "state", "sha256", "0" * 64)
+        meddler.redis.hset(meddler.prefix + "state", "sha256", "0" * 64)
         meddler.wake()
         await shared.until(lambda: "sha256" in shared.reader.trouble)
         assert shared.deliverer.held is before

@@ -117,9 +117,13 @@ async def _all_that_a_replica_does(store: RedisStore) -> None:
     await store.reject(author("d"), "no")
     await store.report(member("one"))
     assert len(await store.members()) == 1 and len(await store.history()) == 4
-    assert await store.read() is not None
     verdict = await verify(store)
     assert (verdict.broken, verdict.lines) == ("", 4)
+    held = await store.read()
+    assert held is not None
+    assert await store.restore(held, Revision(1, 3), author("e"), []) == Revision(2, 1)
+    await store.leave()
+    assert await store.members() == []
 
 
 def _url(server: RedisServer) -> str:

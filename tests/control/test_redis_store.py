@@ -11,8 +11,19 @@ import redis
 
 from gateway.control.redis_store import RedisStore
 from gateway.control.store import Signal, Store, StoreUnavailable
-from gateway.routing.state import Revision, StateError
-from tests.contracts.store import BAD, EMPTY, Opener, StoreContract, author, document, member, soon
+from gateway.routing.state import DamagedState, Revision, StateError
+from tests.contracts.store import (
+    BAD,
+    EMPTY,
+    WORSE,
+    Opener,
+    StoreContract,
+    author,
+    document,
+    holding,
+    member,
+    soon,
+)
 from tests.servers.redis import RedisServer, free_port
 
 
@@ -243,7 +254,46 @@ class TestRedisStore(StoreContract):
             self.plain.delete(key)
         self.plain.delete(self.prefix + "state", self.prefix + "log", self.prefix + "ops")
         assert await store.read() is None
-        assert await store.put(document(), Revision(2, 0), author("a"), []) == Revision(2, 1)
+        assert await store.restore(holding(Revision(1, 1)), EMPTY, author("a"), []) == Revision(2, 1)
+
+    @pytest.mark.parametrize("raw", [b"yes", b'{"rev":9,"version"', b'{"version":"2"}', b"\xff"])
+    async def test_a_deny_that_is_unreadable_denies_after_a_restore(self, store: Store, raw: bytes) -> None:
+        await store.put(document(), EMPTY, author("a"), [])
+        await store.deny({WORSE: "3"}, author("b"), [])
+        self.plain.hset(self.prefix + "deny", str(BAD), raw)
+        self.plain.hset(self.prefix + "deny", "no route", "no deny")
+        with pytest.raises(DamagedState) as damaged:
+            await store.read()
+        assert set(damaged.value.denies) == {WORSE}
+        await store.restore(holding(Revision(1, 2)), Revision(1, 2), author("c"), [])
+        stored = await store.read()
+        assert stored is not None and set(stored.denies) == {BAD, WORSE}
+        assert stored.denies[WORSE].rev == 1
+
+    async def test_an_unreadable_revision_is_mended_as_if_the_store_were_empty(self, store: Store) -> None:
+        await store.put(document(), EMPTY, author("a"), [])
+        self.plain.hset(self.prefix + "state", "rev", "many")
+        with pytest.raises(DamagedState) as damaged:
+            await store.read()
+        assert damaged.value.revision == EMPTY
+        assert await store.restore(holding(Revision(1, 1)), EMPTY, author("b"), []) == Revision(2, 1)
+        assert await store.read() is not None
+
+    async def test_a_signal_to_an_emptied_store_is_seen_and_comes_once(self, store: Store) -> None:
+        await store.put(document(), EMPTY, author("a"), [])
+        self.plain.xadd(self.prefix + "signals", {"action": "of before"})
+        watch = store.watch()
+        (before,) = await soon(anext(watch))
+        await store.seen(before.id)
+        self.plain.delete(self.prefix + "state")
+        id_ = self.plain.xadd(self.prefix + "signals", {"action": "rollback"})
+        assert [signal.id for signal in await soon(anext(watch))] == [_text(id_)]
+        await store.restore(holding(Revision(1, 1)), EMPTY, author("b"), [])
+        again = await soon(anext(watch))
+        assert [signal.id for signal in again] == [_text(id_)], "nobody has said that it is done with"
+        await store.seen(again[0].id)
+        await watch.aclose()  # type: ignore[attr-defined]
+        assert self.plain.hget(self.prefix + "state", "signals_id") == id_
 
 
 class TestAServerThatFails:

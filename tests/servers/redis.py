@@ -44,12 +44,16 @@ class RedisServer:
 
     def start(self, *options: str) -> None:
         """Returns when the server answers; the options are the server's own, as on its command line."""
+        self.spawn(*options)
+        self._wait_until_ready()
+
+    def spawn(self, *options: str) -> None:
+        """As `start`, and returns at once: while it still loads its data, the server refuses."""
         self.directory.mkdir(parents=True, exist_ok=True)
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [*_dies_with_us(), self._binary, *self._arguments(options)], stdout=log, stderr=log
             )
-        self._wait_until_ready()
 
     def freeze(self) -> None:
         """The server keeps its connections and answers nothing: SIGSTOP."""

@@ -38,6 +38,7 @@ STANDING = Standing(
     worker_restarts=4,
     cache_bytes=10**12,
     fetched_bytes=5,
+    troubles={"fork": True, "emptied": False},
 )
 PLAIN = "text/plain"
 OPEN = "application/openmetrics-text; version=1.0.0"
@@ -114,6 +115,8 @@ def test_the_standing(accept: str) -> None:
     assert of(read, "turnout_state_revision", epoch="2") == 17
     assert of(read, "turnout_control_plane_age_seconds") == 1.5
     assert of(read, "turnout_degraded") == 1
+    assert of(read, "turnout_control_plane_trouble", kind="fork") == 1
+    assert of(read, "turnout_control_plane_trouble", kind="emptied") == 0
     assert of(read, "turnout_denies") == 3
     assert of(read, "turnout_route_weight", **labelled(STABLE)) == 0.9
     assert of(read, "turnout_rollback_ready", route="digits") == 1
@@ -140,6 +143,7 @@ def test_the_names_are_those_that_dashboards_and_alerts_use() -> None:
         ("turnout_state_revision", "gauge"),
         ("turnout_control_plane_age_seconds", "gauge"),
         ("turnout_degraded", "gauge"),
+        ("turnout_control_plane_trouble", "gauge"),
         ("turnout_denies", "gauge"),
         ("turnout_workers", "gauge"),
         ("turnout_worker_restarts", "counter"),

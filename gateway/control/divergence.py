@@ -1,0 +1,128 @@
+"""What a state of the store means to a replica that holds another: newer, or from another line of revisions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import NamedTuple
+
+from gateway.control.store import HistoryRecord
+from gateway.routing.state import EMPTY, Deny, DenyKey, InForce
+
+
+class Verdict(StrEnum):
+    """What a state of the store means to a replica that holds another."""
+
+    TAKE = "take"
+    """It is newer, or the same with other denies."""
+    NOTHING = "nothing"
+    FORK = "fork"
+    """Another document under the same revision: two sides of a fail-over, or a write past the compare-and-set."""
+    REGRESSED = "regressed"
+    """The store lost writes that were in force here."""
+    EMPTIED = "emptied"
+    """The store has nothing; never "no routes"."""
+
+
+DIVERGED = (Verdict.FORK, Verdict.REGRESSED, Verdict.EMPTIED)
+"""The local state is kept; a person says which one is right, with `turnout restore` or `turnout adopt`."""
+
+_SAYS = {
+    Verdict.FORK: "the store, at revision {stored}, has another document under revision {held}: the local one "
+    "is kept. Which is right? turnout adopt takes the store's, turnout restore gives it this replica's",
+    Verdict.REGRESSED: "the store went back to revision {stored}: the local revision {held} is kept. "
+    "Give it to the store with turnout restore, or take the store's with turnout adopt",
+    Verdict.EMPTIED: "the store is empty: the local revision {held} is kept and goes on being served. "
+    "Give it to the store with turnout restore",
+}
+
+
+class Finding(NamedTuple):
+    verdict: Verdict
+    lost: dict[DenyKey, Deny]
+    """Denies that are held here and that the store never had, or lost."""
+
+
+def judge(held: InForce, stored: InForce | None, *, apart: bool = False) -> Verdict:
+    """Pure: the table of the control plane's protocol.
+
+    `apart`: the store's revisions of this epoch are known to be of another line, so a higher one is no newer.
+    """
+    if stored is None:
+        return Verdict.NOTHING if held is EMPTY or not held.state.routes else Verdict.EMPTIED
+    if stored.revision < held.revision:
+        return Verdict.REGRESSED
+    if stored.revision > held.revision:
+        same_epoch = stored.revision.epoch == held.revision.epoch
+        return Verdict.FORK if apart and same_epoch else Verdict.TAKE
+    if stored.state.encoded != held.state.encoded:
+        return Verdict.FORK
+    return Verdict.NOTHING if stored.denies.keys() == held.denies.keys() else Verdict.TAKE
+
+
+def explain(verdict: Verdict, held: InForce, stored: InForce | None) -> str:
+    """In words, with what to do; "" where all is well."""
+    there = stored.revision if stored is not None else None
+    return _SAYS[verdict].format(held=held.revision, stored=there) if verdict in _SAYS else ""
+
+
+def left_the_line(held: InForce, records: Iterable[HistoryRecord]) -> bool:
+    """Whether the store's history came by another document under the revision that is held."""
+    return any(
+        (record.epoch, record.rev) == held.revision and record.sha256 != held.state.sha256
+        for record in records
+        if record.sha256
+    )
+
+
+class Divergence:
+    """Remembers that the store's line left this replica's, until they meet again or a new epoch begins."""
+
+    def __init__(self) -> None:
+        self.verdict = Verdict.NOTHING
+        self._apart = False
+        self._met: set[DenyKey] = set()
+
+    def part(self) -> None:
+        """What the store has in this epoch is not what comes after the revision that is held."""
+        self._apart = True
+
+    def judge(self, held: InForce, stored: InForce | None) -> Verdict:
+        return judge(held, stored, apart=self._apart)
+
+    def look(self, held: InForce, stored: InForce | None) -> Finding:
+        """As `judge`, and remembers it."""
+        self.verdict = verdict = self.judge(held, stored)
+        lost = self._lost(held, stored) if stored is not None else {}
+        if verdict not in DIVERGED:
+            self._apart = False
+            self._met.clear()
+            return Finding(verdict, lost)
+        # Behind with the same document is only behind: there is nothing but denies that could be lost.
+        self._apart |= stored is None or stored.state.encoded != held.state.encoded
+        if stored is not None:
+            self._met |= stored.denies.keys()
+        return Finding(verdict, lost)
+
+    def _lost(self, held: InForce, stored: InForce) -> dict[DenyKey, Deny]:
+        return {
+            key: deny
+            for key, deny in held.denies.items()
+            if key not in stored.denies and self._is_lost(key, deny, held, stored)
+        }
+
+    def _is_lost(self, key: DenyKey, deny: Deny, held: InForce, stored: InForce) -> bool:
+        """Whether the store never had this deny, or lost it; else somebody has lifted it there."""
+        if deny.rev == 0:
+            return True
+        if self._apart:
+            # Revisions of two lines do not compare; what was in the store's since, was lifted there.
+            return key not in self._met
+        if stored.revision.epoch == held.revision.epoch:
+            return deny.rev > stored.revision.rev
+        # An epoch that continues this one knew all up to its base. Of any other nobody here can say what it
+        # knew, and a deny too many is the safe side.
+        return stored.base.epoch != held.revision.epoch or deny.rev > stored.base.rev
+
+
+__all__ = ["DIVERGED", "Divergence", "Finding", "Verdict", "explain", "judge", "left_the_line"]
