@@ -288,8 +288,10 @@ class TestAServerThatFails:
         with pytest.raises(StoreUnavailable, match="in time"):
             await soon(waiting)
         assert time.monotonic() - started < 2.0
+        heard = store.heard
         with pytest.raises(StoreUnavailable, match="in time"):
             await soon(store.read())
+        assert store.heard == heard, "a frozen server takes connections, and says nothing"
         own_redis.thaw()
         held = await store.read()
         assert held is not None and held.revision == Revision(1, 1)
