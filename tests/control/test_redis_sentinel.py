@@ -157,7 +157,6 @@ class TestAFailOver:
             while watcher.trouble_at is None:
                 await asyncio.sleep(0.01)
         assert watcher.trouble_at - frozen_at < 2.0
-        assert store.heard < frozen_at + 0.1, "a frozen server takes connections, and says nothing"
 
 
 class TestWhatIsNotTheStore:
