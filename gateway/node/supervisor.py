@@ -37,6 +37,7 @@ from gateway.node.fetched import Fetched
 from gateway.node.listeners import at, bound_to, listener, reserved
 from gateway.node.pool import WorkerPool
 from gateway.node.reports import Reports
+from gateway.node.rollbacks import Rollbacks
 from gateway.routing.state import InForce, StateError
 from gateway.settings import Settings, SettingsError, check_settings
 from gateway.telemetry.ledger import Ledger
@@ -103,6 +104,7 @@ class Supervisor:
             settings.config, self.operations, self.deliverer, shared=self.store.shared
         )
         self._stopping = asyncio.Event()
+        self._rollbacks = Rollbacks(self.deliverer, self.pool)
         self.condition = Condition(
             replica=self.replica,
             pool=self.pool,
@@ -111,6 +113,7 @@ class Supervisor:
             bootstrap=self._bootstrap,
             ledger=self.ledger,
             fetched=self._fetched,
+            rollbacks=self._rollbacks,
             stopping=self._stopping.is_set,
         )
         self.collector = TurnoutCollector(totals=self.condition.totals, standing=self.condition.standing)
@@ -159,6 +162,7 @@ class Supervisor:
             ready=lambda: self.condition.ready,
             degraded=self.condition.degraded,
             member=self.condition.member,
+            rollback=self._rollbacks.document,
             token=self._settings.admin_token,
         )
 
