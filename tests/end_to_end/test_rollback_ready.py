@@ -98,10 +98,9 @@ def test_a_frozen_worker_makes_no_route_ready(gateway: Gateway) -> None:
         wait_ready(gateway, 0.0)
         assert ready(gateway) == {"number": 0.0, "other": 0.0, "even": 0.0}
         text = degraded(gateway)
-        assert (
-            "route number is not ready for a rollback to version 1: worker 0: has not been heard of" in text
-        )
-        assert "is not ready: worker 0: has not been heard of" in gateway.turnout("describe", "number").stdout
+        assert "route number is not ready for a rollback to version 1: worker " in text
+        assert "has not been heard of for" in text
+        assert "to version 1 is not ready: worker " in gateway.turnout("describe", "number").stdout
         assert httpx.get(f"{gateway.admin}/readyz", timeout=10).status_code == 200
     finally:
         os.kill(frozen, signal.SIGCONT)
