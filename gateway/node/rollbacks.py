@@ -58,7 +58,9 @@ class Rollbacks:
         return {route: route in targets and not lacking[targets[route][1]] for route in self._table}
 
     def degraded(self) -> list[str]:
-        """In words, which routes have an earlier version that may not answer."""
+        """In words, which routes have an earlier version that may not answer, where any worker answers at all."""
+        if not self._pool.ready:
+            return []
         targets = self._of_table()
         lacking = self._lacking(targets)
         found = [
