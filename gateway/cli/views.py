@@ -206,7 +206,7 @@ def cache_prune(admin: AdminClient, max_bytes: int, output: str) -> None:
 
 def _rollback(rollback: dict[str, Any]) -> str:
     if rollback["version"] is None:
-        return f"not possible: {rollback['trouble']}"
+        return f"nowhere: {rollback['trouble']}"
     if not rollback["ready"]:
         return f"to version {rollback['version']} is not ready: {rollback['trouble']}"
     if rollback["leaves_open"]:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
+import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -34,6 +36,8 @@ from gateway.node.reports import Reports
 from gateway.routing.state import EngineOptions, InForce, Pin
 
 REVISIONS = 4096
+START_S = 0.02
+"""Between the starts of two replicas in a process."""
 Notes = npt.NDArray[np.int64]
 
 
@@ -132,18 +136,21 @@ async def simulate(url: str, namespace: str, notes: Notes, first: int, count: in
         Replica(url, namespace, f"replica-{number:05d}", notes[number], directory)
         for number in range(first, first + count)
     ]
-    running = [asyncio.create_task(replica.run()) for replica in replicas]
     ended = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    done, _ = await asyncio.wait([ended, *running], return_when=asyncio.FIRST_COMPLETED)
-    for task in done - {ended}:
-        task.result()
+    async with asyncio.TaskGroup() as group:
+        for replica in replicas:
+            group.create_task(replica.run())
+            # A fleet does not start within one second on the cores of one machine.
+            await asyncio.sleep(START_S)
+        await ended
+        raise SystemExit
 
 
 def main() -> None:
-    import os
-
     import uvloop
 
+    # What goes wrong shows as connections that are made anew.
+    logging.disable()
     url, namespace, path, first, count, directory = sys.argv[1:]
     # As in a supervisor, which runs long: what has come together is looked at no more.
     gc.freeze()
@@ -151,7 +158,7 @@ def main() -> None:
         work = simulate(url, namespace, map_notes(Path(path)), int(first), int(count), Path(directory))
         try:
             runner.get_loop().run_until_complete(work)
-        finally:
+        except SystemExit:
             os._exit(0)  # thousands of tasks and connections that nobody needs any more
 
 
