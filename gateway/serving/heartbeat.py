@@ -22,7 +22,7 @@ import msgspec
 from gateway.routing.state import EngineOptions
 from gateway.serving.batching import OVERDUE_RUNS
 from gateway.serving.engine import EngineError
-from gateway.serving.live import EngineKey, Live, LoadedVersion
+from gateway.serving.live import EngineKey, Live, LoadedVersion, Snapshot
 from gateway.serving.pulse_thread import PulseThread
 from gateway.serving.run_threads import RunThreads
 
@@ -93,6 +93,8 @@ class Heartbeat:
         self._period_ns = int(period_s * _NS)
         self._clock_ns = clock_ns
         self._pulses: dict[EngineKey, _Pulse] = {}
+        self._snapshot: Snapshot | None = None
+        """Whose versions they are."""
         self._due: deque[_Pulse] = deque()
         """Of the last tick, and not yet looked at."""
         self._thread = PulseThread()
@@ -115,6 +117,7 @@ class Heartbeat:
 
     def tick(self) -> None:
         """Looks at all versions, begins what is due, and tells what is known."""
+        self._keep_up()
         now_ns = self._clock_ns()
         earned_ns = SHARE * (now_ns - self._counted_ns)
         self._allowance_ns = min(SHARE * self._period_ns, self._allowance_ns + earned_ns)
@@ -127,18 +130,27 @@ class Heartbeat:
 
     def announce(self) -> None:
         """Tells what is known now: of versions that have just been loaded, that they ran their warm-up."""
-        now_ns = self._clock_ns()
-        engines = self._live.engines
-        wanted = {key: engines[key] for key in self._live.required_keys() if key in engines}
-        for key, loaded in wanted.items():
-            known = self._pulses.get(key)
-            if known is None or known.loaded is not loaded:
-                pulse = self._pulses[key] = _Pulse(loaded, now_ns)
-                self._succeeded(pulse, loaded.refuses_zeros)
-        self._pulses = {key: self._pulses[key] for key in wanted}
+        self._keep_up()
         proved, self._proved = self._proved, {}
         failed, self._failed = self._failed, {}
         self._tell(proved=proved, failed=failed, good_for_s=self._good_for_s())
+
+    def _keep_up(self) -> None:
+        """With the versions that the snapshot needs; of those that have gone nothing is run any more."""
+        if self._live.snapshot is self._snapshot:
+            return
+        self._snapshot = self._live.snapshot
+        known, self._pulses = self._pulses, {}
+        for key in self._live.required_keys():
+            loaded = self._live.engines.get(key)
+            if loaded is None:
+                continue
+            pulse = known.get(key)
+            if pulse is None or pulse.loaded is not loaded:
+                pulse = _Pulse(loaded, self._clock_ns())
+                self._succeeded(pulse, loaded.refuses_zeros)
+            self._pulses[key] = pulse
+        self._due.clear()
 
     def _good_for_s(self) -> float:
         round_ns = sum(pulse.took_ns for pulse in self._pulses.values()) / SHARE

@@ -64,12 +64,15 @@ class Worker:
         self.engines: dict[str, BeatenEngine] = {}
         for version in "123":
             self.load(version, warm_ns=warm_ns)
-        self.live.swap(in_force(route({"stable 1": 90, "canary 2": 10}, previous="3")))
+        self.swap()
         self.proved: dict[str, str] = {}
         self.failed: dict[str, str] = {}
         self.good_for_s = 0.0
         self.told = 0
         self.heartbeat = Heartbeat(self.live, self.run_threads, self.loop, self.tell, clock_ns=self.clock)
+
+    def swap(self) -> None:
+        self.live.swap(in_force(route({"stable 1": 90, "canary 2": 10}, previous="3")))
 
     def load(self, version: str, *, refuses_zeros: str = "", warm_ns: int = 1000) -> None:
         engine = self.engines[version] = BeatenEngine()
@@ -178,6 +181,7 @@ async def test_an_engine_that_raises_fails_alone_and_until_it_answers(
 
 async def test_zeros_that_were_never_legal_prove_that_it_runs_and_no_more(worker: Worker) -> None:
     worker.load("3", refuses_zeros=ZEROS)
+    worker.swap()
     worker.engines["3"].error = EngineError(ZEROS)
     worker.heartbeat.tick()
     await worker.a_round()
@@ -190,6 +194,7 @@ async def test_zeros_that_were_never_legal_prove_that_it_runs_and_no_more(worker
 
 async def test_a_request_proves_more_than_zeros(worker: Worker) -> None:
     worker.load("3", refuses_zeros=ZEROS)
+    worker.swap()
     worker.engines["3"].error = EngineError(ZEROS)
     worker.heartbeat.tick()
     assert worker.proved["3"] == ZEROS
