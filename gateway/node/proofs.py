@@ -26,7 +26,7 @@ class Proofs:
             self._failed.pop(version, None)
             self._proved[version] = now + good_for_s, leaves_open
         self._failed |= failed
-        # Of versions that were unloaded as well.
+        # What has run out goes, and with it versions that were unloaded. A worker that is silent has none at all.
         self._proved = {
             version: proof
             for version, proof in self._proved.items()
@@ -35,14 +35,12 @@ class Proofs:
 
     def lacking(self, version: str) -> str:
         """Why it is not sure that the worker would answer by this version; "" where it is."""
-        now = self._clock()
-        silent_s = now - self._heard
+        silent_s = self._clock() - self._heard
         if silent_s > SILENT_S:
             return f"has not been heard of for {silent_s:.0f} s"
         if version in self._failed:
             return self._failed[version]
-        until, _ = self._proved.get(version, (0.0, ""))
-        return "" if until > now else "has not proved of late that it answers"
+        return "" if version in self._proved else "has not proved of late that it answers"
 
     def leaves_open(self, version: str) -> str:
         """What the proof does not show, "" where it is whole."""

@@ -306,6 +306,18 @@ async def test_a_version_that_goes_is_forgotten_and_one_that_comes_back_is_new(w
     assert "2" in worker.proved and "3" not in worker.proved
 
 
+async def test_what_came_last_counts(worker: Worker) -> None:
+    worker.heartbeat.announce()
+    worker.proved.clear()
+    first, second, _ = worker.heartbeat._pulses.values()
+    worker.heartbeat._fail(first, "broken")
+    worker.heartbeat._succeeded(first, "")
+    worker.heartbeat._succeeded(second, "")
+    worker.heartbeat._fail(second, "broken")
+    worker.heartbeat.announce()
+    assert (len(worker.proved), len(worker.failed)) == (1, 1)
+
+
 def test_the_same_version_in_two_ways_is_two() -> None:
     digest = pin("1").digest
     assert version_token(digest, EngineOptions()) == version_token(digest, EngineOptions(threads=1))
