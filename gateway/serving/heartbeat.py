@@ -58,7 +58,7 @@ def version_token(digest: str, options: EngineOptions) -> str:
 class _Pulse:
     """One loaded version's."""
 
-    __slots__ = ("due_ns", "loaded", "seen_ns", "took_ns", "under_way")
+    __slots__ = ("due_ns", "failing", "loaded", "seen_ns", "took_ns", "under_way")
 
     def __init__(self, loaded: LoadedVersion, now_ns: int) -> None:
         self.loaded = loaded
@@ -67,6 +67,7 @@ class _Pulse:
         """When it proved itself last; its warm-up was the first time."""
         self.took_ns = loaded.batcher.warm_ns
         self.under_way = False
+        self.failing = False
 
     @property
     def token(self) -> str:
@@ -215,7 +216,7 @@ class Heartbeat:
             self._succeeded(pulse, pulse.loaded.refuses_zeros)
         else:
             reason = str(error) if isinstance(error, EngineError) else type(error).__name__
-            self._fail(pulse, f"a run of zeros failed, which it had answered before: {reason}")
+            self._fail(pulse, f"a run of zeros failed: {reason}")
         self._next()
 
     def _succeeded(self, pulse: _Pulse, leaves_open: str) -> None:
@@ -223,10 +224,16 @@ class Heartbeat:
         pulse.seen_ns = now_ns
         # Not all of those that were loaded together at the same moment for ever.
         pulse.due_ns = now_ns + int(self._period_ns * random.uniform(0.8, 1.0))  # noqa: S311
+        if pulse.failing:
+            pulse.failing = False
+            log.warning("version %s answers again", pulse.loaded.key.digest[:12])
         self._proved[pulse.token] = leaves_open
         self._failed.pop(pulse.token, None)
 
     def _fail(self, pulse: _Pulse, reason: str) -> None:
         pulse.due_ns = self._clock_ns() + self._period_ns
+        if not pulse.failing:
+            pulse.failing = True
+            log.warning("version %s is not ready: %s", pulse.loaded.key.digest[:12], reason)
         self._failed[pulse.token] = reason
         self._proved.pop(pulse.token, None)

@@ -124,3 +124,7 @@ def test_an_engine_that_breaks_makes_its_routes_unready(gateway: Gateway, how: s
     note.unlink()
     wait_ready(gateway, 1.0)
     assert degraded(gateway) == ""
+    # One line of each worker's when it begins, and one when it is over.
+    told = gateway.log.count(f"version {digest[:12]} is not ready: ")
+    assert 1 <= told <= 2
+    assert gateway.log.count(f"version {digest[:12]} answers again") == told
