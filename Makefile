@@ -42,7 +42,7 @@ check: .venv/.test-installed ## lint, format, types
 	@$(BIN)/mypy
 
 bench: .venv/.test-installed ## ours beside nginx and a bare uvicorn, into docs/performance.md; needs wrk and nginx; ARGS=--dry
-	@for bench in limits budget flip; do $(BIN)/python -m loadtests.bench.$$bench $(ARGS) || exit 1; done
+	@for bench in limits budget flip readers; do $(BIN)/python -m loadtests.bench.$$bench $(ARGS) || exit 1; done
 
 bench-peers: .venv/.test-installed $(PEERS:%=.venvs/peer-%/.installed) ## the same against other model servers; needs wrk
 	@$(BIN)/python -m loadtests.bench.peers $(ARGS)

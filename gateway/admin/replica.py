@@ -29,6 +29,8 @@ class Replica:
     ready: Callable[[], bool]
     degraded: Callable[[], list[str]]
     member: Callable[[], Member]
+    rollback: Callable[[str], Mapping[str, object]]
+    """Where a rollback of a route leads, and whether every worker has proved that it answers."""
     token: str = field(repr=False, default="")
     holders: Callable[[], Iterable[Holder]] | None = None
     """Of the file of tokens; None where there is none."""

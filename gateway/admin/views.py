@@ -45,17 +45,17 @@ class _Views:
 
     async def routes(self, _: Request) -> Response:
         held = self._replica.deliverer.held
+        found = documents.route_documents(held, self._replica.totals())
         return json_response(
-            {"revision": held.label, "routes": documents.route_documents(held, self._replica.totals())}
+            {"revision": held.label, "routes": [self._with_rollback(document) for document in found]}
         )
 
     async def route(self, request: Request) -> Response:
         held = self._replica.deliverer.held
         name = request.path_params["route"]
         route_of(held, name)
-        return json_response(
-            documents.route_document(held, name, self._replica.totals()), etag=str(held.revision)
-        )
+        document = documents.route_document(held, name, self._replica.totals())
+        return json_response(self._with_rollback(document), etag=str(held.revision))
 
     async def status(self, _: Request) -> Response:
         """This replica's standing and every live replica's acknowledgement."""
@@ -132,6 +132,9 @@ class _Views:
             {**msgspec.to_builtins(entry), "in_use": entry.digest in in_use} for entry in await weights.list()
         ]
         return json_response({"versions": cached, "fetches": list(weights.progress())})
+
+    def _with_rollback(self, document: documents.Document) -> documents.Document:
+        return {**document, "rollback": self._replica.rollback(document["name"])}
 
     async def _stream(self) -> AsyncGenerator[bytes, None]:
         with self._replica.events.subscribe() as events:

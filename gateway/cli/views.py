@@ -90,6 +90,7 @@ def describe(admin: AdminClient, route: str, output: str) -> None:
         f"fallback    {document['fallback']}"
         + (f"; before it version {back['version']}, kept loaded" if back else "")
     )
+    say(f"rollback    {_rollback(document['rollback'])}")
     say("")
     table(
         ("variant", "version", "digest", "reference", "weight", "share", "requests", "errors", "p99 ms"),
@@ -177,6 +178,19 @@ def cache_prune(admin: AdminClient, max_bytes: int, output: str) -> None:
     """Remove cached versions that nothing uses, those unused longest first."""
     document = admin.send("POST", "/cache/prune", {"max_bytes": max_bytes})
     show(document, ("digest",), [(digest,) for digest in document["pruned"]], output)
+
+
+def _rollback(rollback: dict[str, Any]) -> str:
+    if rollback["version"] is None:
+        return f"nowhere: {rollback['trouble']}"
+    if not rollback["ready"]:
+        return f"to version {rollback['version']} is not ready: {rollback['trouble']}"
+    if rollback["leaves_open"]:
+        return (
+            f"to version {rollback['version']}, which runs but takes no zeros, so its heartbeat proves no "
+            f"more ({rollback['leaves_open']})"
+        )
+    return f"to version {rollback['version']}, which every worker has proved to answer"
 
 
 def _version(variant: dict[str, Any]) -> str:

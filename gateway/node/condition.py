@@ -14,6 +14,7 @@ from gateway.control.store import Member
 from gateway.control.troubles import Trouble
 from gateway.node.fetched import Fetched
 from gateway.node.pool import WorkerPool
+from gateway.node.rollbacks import Rollbacks
 from gateway.routing.state import EMPTY
 from gateway.telemetry.ledger import Ledger
 from gateway.telemetry.metrics import Standing
@@ -31,6 +32,7 @@ class Condition:
     bootstrap: Bootstrap
     ledger: Ledger
     fetched: Fetched
+    rollbacks: Rollbacks
     stopping: Callable[[], bool]
     tokens: TokensFile | None = None
 
@@ -53,6 +55,7 @@ class Condition:
             found.append(self.tokens.trouble)
         if self.pool.ready < self.pool.total:
             found.append(f"{self.pool.ready} of {self.pool.total} workers are ready")
+        found += self.rollbacks.degraded()
         return [text for text in found if text]
 
     def totals(self) -> dict[Labels, Any]:
@@ -82,7 +85,6 @@ class Condition:
 
     def standing(self) -> Standing:
         held = self.deliverer.held
-        table = self.deliverer.tables.of(held)
         return Standing(
             epoch=held.revision.epoch,
             rev=held.revision.rev,
@@ -90,7 +92,7 @@ class Condition:
             degraded=bool(self.degraded()),
             troubles={kind.value: kind in self.reader.troubles for kind in Trouble},
             shares=self.shares(),
-            rollback_ready={name: _can_roll_back(entry) for name, entry in table.items()},
+            rollback_ready=self.rollbacks.ready(),
             denies=len(held.denies),
             workers_ready=self.pool.ready,
             workers_total=self.pool.total,
@@ -114,10 +116,3 @@ class Condition:
             workers_ok=self.pool.applied,
             workers_total=self.pool.total,
         )
-
-
-def _can_roll_back(entry: Any) -> bool:
-    if entry.spare is not None:
-        return True
-    fallback = entry.fallback
-    return fallback is not None and any(arm.pin != fallback.pin for arm in entry.arms.values())

@@ -19,6 +19,7 @@ import msgspec
 from gateway.control.deliver import LoadFailed, WorkersApplied
 from gateway.node.balance import SLOT_BYTES
 from gateway.node.channel import CallFailed, Channel, ChannelClosed, Handler
+from gateway.node.proofs import Proofs
 from gateway.node.worker import WorkerConfig
 from gateway.routing.state import EMPTY, EngineOptions, InForce, Pin, State, encode_in_force
 from gateway.telemetry.observations import SIZE_BYTES, ObservedVersion, read_blocks
@@ -48,6 +49,7 @@ class _Slot:
         """It accepts connections, too."""
         self.ring: _Ring | None = None
         """The last one that it took without an error."""
+        self.proofs = Proofs()
         self.document: State | None = None
         """What was sent to it last: a ring that only adds denies to it goes without."""
 
@@ -108,6 +110,18 @@ class WorkerPool:
     def applied(self) -> int:
         """Workers that serve what was rung last."""
         return sum(slot.ready and slot.ring is self._ring for slot in self._slots)
+
+    def lacking(self, version: str) -> str:
+        """Why not every worker that accepts connections has proved of late that this version answers; "" where
+        they all have."""
+        ready = [slot for slot in self._slots if slot.ready]
+        reasons = [(slot.index, slot.proofs.lacking(version)) for slot in ready]
+        found = [f"worker {index}: {reason}" for index, reason in reasons if reason]
+        return "; ".join(found) if ready else "no worker is ready"
+
+    def leaves_open(self, version: str) -> str:
+        """What the workers' proofs do not show, "" where they are whole."""
+        return next((text for slot in self._slots if (text := slot.proofs.leaves_open(version))), "")
 
     @property
     def pids(self) -> list[int]:
@@ -203,7 +217,8 @@ class WorkerPool:
             os.ftruncate(shared.fileno(), SIZE_BYTES)
             slot.memory = mmap.mmap(shared.fileno(), SIZE_BYTES)
             slot.process = await self._spawn(slot.index, theirs, shared.fileno())
-        slot.channel = Channel(self._handlers)
+        slot.proofs = Proofs()
+        slot.channel = Channel({**self._handlers, "proved": slot.proofs.note})
         serving = asyncio.create_task(slot.channel.run(ours))
         try:
             await self._bring_up(slot)

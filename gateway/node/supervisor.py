@@ -39,6 +39,7 @@ from gateway.node.flip_times import FlipTimes
 from gateway.node.listeners import at, bound_to, listener, reserved
 from gateway.node.pool import WorkerPool
 from gateway.node.reports import Reports
+from gateway.node.rollbacks import Rollbacks
 from gateway.routing.state import InForce, StateError
 from gateway.settings import Settings, SettingsError, check_settings
 from gateway.telemetry.ledger import Ledger
@@ -105,6 +106,7 @@ class Supervisor:
             settings.config, self.operations, self.deliverer, shared=self.store.shared
         )
         self._stopping = asyncio.Event()
+        self._rollbacks = Rollbacks(self.deliverer, self.pool)
         self.condition = Condition(
             replica=self.replica,
             pool=self.pool,
@@ -113,6 +115,7 @@ class Supervisor:
             bootstrap=self._bootstrap,
             ledger=self.ledger,
             fetched=self._fetched,
+            rollbacks=self._rollbacks,
             stopping=self._stopping.is_set,
             tokens=self._tokens,
         )
@@ -173,6 +176,7 @@ class Supervisor:
             ready=lambda: self.condition.ready,
             degraded=self.condition.degraded,
             member=self.condition.member,
+            rollback=self._rollbacks.document,
             token=self._settings.admin_token,
             holders=(lambda: tokens.holders) if tokens else None,
         )

@@ -29,6 +29,7 @@ from gateway.routing.documents import Documents
 from gateway.routing.state import EngineOptions, InForce, Pin, StateError
 from gateway.serving.engine import EngineError
 from gateway.serving.explicit import ExplicitVersions, Located
+from gateway.serving.heartbeat import Heartbeat
 from gateway.serving.inference import Inference
 from gateway.serving.live import EngineKey, Live, ServedArm
 from gateway.serving.loading import LOADS_AT_ONCE, Loader
@@ -93,6 +94,7 @@ class Worker:
                 "drain": self.drain,
             }
         )
+        self._heartbeat = Heartbeat(self._live, run_threads, loop, self._tell)
         self._inference = Inference(self._live, self._explicit)
         self._models = Models(self._live, self._explicit, self._ask)
         self._readiness = Readiness(self._live)
@@ -110,11 +112,12 @@ class Worker:
     async def run(self) -> None:
         """Until the supervisor says drain, or is gone."""
         end = socket.socket(fileno=self._config.channel_fd)
-        watcher = asyncio.create_task(self._watch_file())
+        watching = [asyncio.create_task(self._watch_file()), asyncio.create_task(self._heartbeat.run())]
         try:
             await self._channel.run(end)
         finally:
-            watcher.cancel()
+            for task in watching:
+                task.cancel()
             # A supervisor that was killed asked for no drain, but its clients deserve one all the same.
             await (self._stop() if self._draining else self.drain())
 
@@ -155,6 +158,8 @@ class Worker:
             self._readiness.announce()
             await _idle(leaving)
             self._retire_unneeded()
+            # Ahead of the acknowledgement: what was loaded for it has run its warm-up.
+            self._heartbeat.announce()
             # What was loaded now stays: the collector would look at all of it again and again, and of 10,000
             # routes that holds up every request for a tenth of a second.
             gc.collect(1)
@@ -268,6 +273,10 @@ class Worker:
             ) from error
         except ChannelClosed as error:
             raise InferenceError(503, "this worker is going away: try again", retry_after_s=1) from error
+
+    def _tell(self, **proofs: Any) -> None:
+        with contextlib.suppress(ChannelClosed):
+            self._channel.notify("proved", **proofs)
 
     async def _stop(self) -> None:
         if self._server is not None:

@@ -82,6 +82,16 @@ class RouteEntry:
         return beyond.pin if beyond is not None else None
 
     @cached_property
+    def rollback_to(self) -> Pin | None:
+        """The version that takes what the next rollback takes away; None where there is none to return to."""
+        if self.fallback is None:
+            return None
+        digest = self.fallback.pin.digest
+        if any(share.arm.pin.digest != digest for share in self._shares):
+            return self.fallback.pin
+        return self.spare
+
+    @cached_property
     def required(self) -> tuple[Pin, ...]:
         """The pins that must be loaded before this entry may serve, each digest once."""
         pins = {arm.pin.digest: arm.pin for arm in self.arms.values()}

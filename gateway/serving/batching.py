@@ -28,6 +28,8 @@ AMONG_KIN = 10
 """So many times that, where no other model's requests are held up by it: see docs/decisions/013."""
 LOOK_AHEAD = 1024
 """How many waiting requests are looked at for those that may share a run."""
+OVERDUE_RUNS = 10
+"""A run that takes so many times what was expected of it is overdue."""
 _SWEEP_S = 0.02
 """How often deadlines are looked at while a run is in a thread."""
 
@@ -151,7 +153,13 @@ class Batcher:
         """Requests in the queue."""
         self._scheduled = False
         self._running: list[Work] = []
+        self._overdue_ns = self._began_ns = 0
+        """Of the run in a thread: when it is overdue, and when it began."""
+        self.answered_ns = 0
+        """When a run last gave outputs, on the clock of `time.perf_counter_ns`."""
         self._sweeping = False
+        self.warm_ns = run_ns
+        """What a run of the warm-up took."""
         self._run_times = RunTimes(_least_size(engine.signature), run_ns)
         self._kin = engine.signature
         """Versions with the same inputs and outputs are one model's, whose runs are alike."""
@@ -167,6 +175,15 @@ class Batcher:
         self._limit = _limit(options, self.max_batch_size, run_ns)
         self._room = min(self._max_queue, self._limit.in_flight)
         """Requests that the queue may hold, now."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether requests wait or run."""
+        return bool(self._running or self._queue)
+
+    def overdue_ns(self, now_ns: int) -> int:
+        """How long the run under way has taken, where that is far longer than was expected of it; else 0."""
+        return now_ns - self._began_ns if self._running and now_ns > self._overdue_ns else 0
 
     def submit(self, work: Work) -> None:
         """Queues the work; its `done` is called from the event loop. Raises `InferenceError` when full."""
@@ -204,6 +221,8 @@ class Batcher:
             took_ns = time.perf_counter_ns() - run.started_ns
             self._finish(run, outcome, took_ns, took_ns)
         else:
+            self._began_ns = run.started_ns
+            self._overdue_ns = run.started_ns + int(OVERDUE_RUNS * expected_ns)
             self._run_in_thread(run)
 
     def _take(self) -> _Run | None:
@@ -253,7 +272,10 @@ class Batcher:
     def _finish(self, run: _Run, outcome: _Outcome, took_ns: int, own_ns: int) -> None:
         self._running = []
         self._run_times.measured(run.size, own_ns)
-        self._limit.ran(time.perf_counter_ns() - run.started_ns)
+        now = time.perf_counter_ns()
+        self._limit.ran(now - run.started_ns)
+        if isinstance(outcome, RunOutputs) or any(isinstance(one, RunOutputs) for one in outcome):
+            self.answered_ns = now
         self._room = self._limit.in_flight
         if self._room > self._max_queue:
             self._room = self._max_queue

@@ -27,12 +27,20 @@ class EngineKey(NamedTuple):
 class LoadedVersion:
     """An engine with all that a request needs of it. It is closed when nobody needs it any more."""
 
-    __slots__ = ("_close", "_leases", "_retired", "batcher", "checker", "engine", "key")
+    __slots__ = ("_close", "_leases", "_retired", "batcher", "checker", "engine", "key", "refuses_zeros")
 
     def __init__(
-        self, key: EngineKey, engine: Engine, batcher: Batcher, close: Callable[[Engine], None]
+        self,
+        key: EngineKey,
+        engine: Engine,
+        batcher: Batcher,
+        close: Callable[[Engine], None],
+        *,
+        refuses_zeros: str = "",
     ) -> None:
         self.key = key
+        self.refuses_zeros = refuses_zeros
+        """Why its warm-up failed, "" where it did not: zeros are no legal input for every model."""
         self.engine = engine
         self.batcher = batcher
         self.checker = Checker(engine.signature)

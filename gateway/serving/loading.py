@@ -45,12 +45,12 @@ class Loader:
         """The version at `path`, loaded and warm. Raises `EngineError` with the engine's reason."""
         async with self._slots:
             derived = derived_directory(Path(path), key.digest) if self._shares(key) else None
-            engine, run_ns = await self._loop.run_in_executor(
+            engine, run_ns, refuses_zeros = await self._loop.run_in_executor(
                 self._load_threads, _load, key, Path(path), derived
             )
         lane = self._run_threads.lane(run_ns)
         batcher = Batcher(engine, key.options, self._loop, lane, run_ns=run_ns, turns=self._turns)
-        return LoadedVersion(key, engine, batcher, self._close)
+        return LoadedVersion(key, engine, batcher, self._close, refuses_zeros=refuses_zeros)
 
     def _shares(self, key: EngineKey) -> bool:
         return self._shared or key.options.share_weights == "on"
@@ -59,7 +59,8 @@ class Loader:
         self._load_threads.submit(engine.close)
 
 
-def _load(key: EngineKey, path: Path, derived: Path | None) -> tuple[Engine, int]:
+def _load(key: EngineKey, path: Path, derived: Path | None) -> tuple[Engine, int, str]:
+    """The engine, what a run takes (ns), and why it does not run zeros, "" where it does."""
     engine = load_onnx(path, key.options, derived)
     try:
         engine.warm()
@@ -69,5 +70,5 @@ def _load(key: EngineKey, path: Path, derived: Path | None) -> tuple[Engine, int
     except EngineError as error:
         # Zeros are no legal input for every model. It may well serve, from a thread until it was measured.
         log.warning("version %s was not warmed: %s", key.digest[:12], error)
-        return engine, LOOP_BUDGET_NS + 1
-    return engine, time.perf_counter_ns() - started
+        return engine, LOOP_BUDGET_NS + 1, str(error)
+    return engine, time.perf_counter_ns() - started, ""

@@ -27,9 +27,9 @@ class RunThreads:
 
     def __init__(self, count: int, clock_ns: Callable[[], int] = time.perf_counter_ns) -> None:
         self.clock_ns = clock_ns
-        self._threads = ThreadPoolExecutor(count, thread_name_prefix="run", initializer=_yield_to_the_loop)
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix="run", initializer=yield_to_the_loop)
         self._quick_thread = ThreadPoolExecutor(
-            1, thread_name_prefix="run-quick", initializer=_yield_to_the_loop
+            1, thread_name_prefix="run-quick", initializer=yield_to_the_loop
         )
         self._arrived: deque[_Task] = deque()
         """Between the loop, which never waits for the lock, and the threads."""
@@ -41,6 +41,15 @@ class RunThreads:
     def lane(self, run_ns: int) -> Lane:
         """An executor for one version, of which a run took so long."""
         return Lane(self, run_ns)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a run waits for a thread."""
+        return bool(self._arrived or self._waiting)
+
+    def probe(self) -> Future[None]:
+        """Ends when a thread that long runs have is free for a moment, behind all runs that wait now."""
+        return self._threads.submit(_nothing)
 
     def shutdown(self) -> None:
         """Waits for the runs under way."""
@@ -114,8 +123,13 @@ class _Task:
         self.lane.used_ns += self.lane.run_ns
 
 
-def _yield_to_the_loop() -> None:
+def yield_to_the_loop() -> None:
+    """Gives the calling thread the lower priority of those that run models."""
     if sys.platform == "linux":
         # Elsewhere the niceness is the whole process'.
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
+def _nothing() -> None:
+    pass

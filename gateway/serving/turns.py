@@ -46,6 +46,11 @@ class Turns:
         """Whether only the kin of the latest have been here of late: what one does holds up no others."""
         return self._clock_ns() > self._mixed_until_ns
 
+    @property
+    def busy(self) -> bool:
+        """Whether runs wait for their turn."""
+        return bool(self._ready)
+
     def before(self, prepare: Callable[[], None]) -> None:
         """Calls `prepare` once, at the end of this tick and ahead of all runs: it may add some."""
         self._before.append(prepare)

@@ -25,6 +25,7 @@ OFF_LOOP_BYTES = 256 * 1024
 OFF_LOOP_ELEMENTS = 16 * 1024
 """So many numbers take a millisecond to write as JSON."""
 COMPRESSED_FROM_BYTES = 1024
+REVISION_HEADER = b"turnout-revision"
 SMALL_ELEMENTS = 256
 """Fewer make an answer that is written in microseconds, and not worth to compress."""
 _NO_HEADER_VALUE = re.compile(rb"[\x00-\x1f\x7f]")
@@ -102,7 +103,7 @@ def encode_error(codec: Codec, error: InferenceError | None) -> Encoded:
 
 def turnout_headers(revision: str, served: ServedArm | None) -> Headers:
     """Who answered, as far as that was decided."""
-    out: Headers = [(b"turnout-revision", revision.encode())]
+    out: Headers = [(REVISION_HEADER, revision.encode())]
     if served is not None:
         # A registry may call a version anything; names of variants and digests have an alphabet.
         version = _NO_HEADER_VALUE.sub(b"?", served.pin.version.encode())

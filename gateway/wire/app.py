@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from typing import Any
 
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.routing.names import NAME
 from gateway.serving.inference import Inference
 from gateway.serving.tensors import InferenceError
+from gateway.wire import answers
 from gateway.wire import oip_documents as documents
 from gateway.wire.infer import InferEndpoint
 from gateway.wire.lane import Lane
@@ -25,6 +27,8 @@ from gateway.wire.neighbours.mlflow import Invocations, InvocationsCodec
 from gateway.wire.neighbours.tensorflow_serving import PredictCodec, tensorflow_routes
 from gateway.wire.oip_json import Limits, encode_error
 from gateway.wire.readiness import Readiness
+
+log = logging.getLogger(__name__)
 
 _INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 _SHOWN_CHARS = 200
@@ -43,6 +47,16 @@ class DataPlane:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._readiness.draining:
             send = _closing(send)
+        fenced = _Fenced(send, self.lane.revision)
+        try:
+            await self._answer(scope, receive, fenced)
+        except Exception as bug:
+            if fenced.started:
+                raise
+            log.exception("a request could not be answered")
+            await _bug(bug)(scope, receive, fenced)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         problem = _malformed(scope)
         if problem is not None:
             await _error(400, problem)(scope, receive, send)
@@ -118,7 +132,11 @@ def _rest(models: ModelHandlers, readiness: Readiness, neighbours: list[Route]) 
         ]
     rest = Starlette(
         routes=routes,
-        exception_handlers={HTTPException: _http_error, InferenceError: _inference_error},
+        exception_handlers={
+            HTTPException: _http_error,
+            InferenceError: _inference_error,
+            Exception: _unforeseen,
+        },
     )
     # A redirect would repeat whatever Host the client sent.
     rest.router.redirect_slashes = False
@@ -135,6 +153,26 @@ def _malformed(scope: Scope) -> str | None:
     if hosts == 0 and scope["http_version"] == "1.1":
         return "the Host header is missing"
     return None
+
+
+class _Fenced:
+    """Tells with every answer by which revision it was routed, at the least.
+
+    Predictions say so themselves; what answers beside them looks at the snapshot once, and not before this.
+    """
+
+    def __init__(self, send: Send, revision: str) -> None:
+        self._send = send
+        self._revision = (answers.REVISION_HEADER, revision.encode())
+        self.started = False
+
+    async def __call__(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            headers = message["headers"]
+            if all(name != answers.REVISION_HEADER for name, _ in headers):
+                message["headers"] = [*headers, self._revision]
+        await self._send(message)
 
 
 def _closing(send: Send) -> Send:
@@ -162,6 +200,15 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 405 and error.headers is not None:
         return _not_allowed(request.scope, ", ".join(sorted(error.headers["Allow"].split(", "))))
     return _error(error.status_code, f"there is nothing at {request.scope['path'][:_SHOWN_CHARS]}")
+
+
+def _bug(error: Exception) -> Response:
+    return _error(500, f"the request failed: {type(error).__name__}, see the gateway's log")
+
+
+async def _unforeseen(_: Request, error: Exception) -> Response:
+    """Starlette raises it again behind the answer, so that it is in the log."""
+    return _bug(error)
 
 
 async def _inference_error(_: Request, error: Exception) -> Response:

@@ -116,6 +116,10 @@ class FastLane(HttpProtocol):
             answer.cancel()
             answer.finish(499)
 
+    def origin(self) -> bytes:
+        """When it is written, not when it is made: those that wait before it may be routed by a later one."""
+        return answers.header_lines(answers.turnout_headers(self._lane.revision, None))
+
     def start_again(self, body: bytes, decided: Decided) -> None:
         """See `Asker.start_again`."""
         self.collector = None

@@ -32,6 +32,8 @@ WRITE_S = 20.0
 HALF_CLOSED_S = 1.0
 """How long a client gets its answers that has closed its own half of the connection. Most such clients have gone
 altogether, which looks the same, and what still waits to run for them is to be dropped."""
+_SILENCE = b"", b""
+"""For the last words of a connection that closes without any."""
 _BETWEEN_BYTES = 4
 """The colon, the space and the end of the line."""
 _VERSIONS = ("1.1", "1.0")
@@ -91,8 +93,9 @@ class HttpProtocol(HttpToolsProtocol):
         """Whether a deadline begins: a new head, or a new body."""
         self._too_much = ""
         """What of the head is over its limit."""
-        self._last_words: bytes | None = None
-        """An answer that closes the connection, once those before it are out."""
+        self._last_words: tuple[bytes, bytes] | None = None
+        """An answer that closes the connection, once those before it are out: its head but for `origin` and
+        the empty line, and its body."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -119,7 +122,7 @@ class HttpProtocol(HttpToolsProtocol):
                 if not self.pipeline:
                     return False  # the rest of this very request is missing
                 self.pipeline.popleft()
-            self._last_words = b""
+            self._last_words = _SILENCE
             self._disarm()
             self._timer = self.loop.call_later(self.half_closed_s, self._look_whether_gone)
         return True
@@ -280,14 +283,15 @@ class HttpProtocol(HttpToolsProtocol):
             return
         body = encode_error(message)
         self._last_words = (
-            b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
-            b"connection: close\r\n\r\n%s" % (status, HTTPStatus(status).phrase.encode(), len(body), body)
+            b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n"
+            % (status, HTTPStatus(status).phrase.encode(), len(body)),
+            body,
         )
         self.flow.pause_reading()
         cycle = self.cycle
         if cycle is None or cycle.response_complete:
             if self._phase is Phase.BODY:
-                self._last_words = b""  # the request whose body is broken has been answered
+                self._last_words = _SILENCE  # the request whose body is broken has been answered
             self._say_last_words()
         elif self._phase is Phase.BODY:
             # The request itself, not one behind it, came to nothing.
@@ -295,15 +299,20 @@ class HttpProtocol(HttpToolsProtocol):
                 self.pipeline.popleft()
                 return
             if cycle.response_started:
-                self._last_words = b""
+                self._last_words = _SILENCE
             cycle.disconnected = True
             cycle.message_event.set()
             self._say_last_words()
 
     def _say_last_words(self) -> None:
-        if self._last_words:
-            self.transport.write(self._last_words)
+        head, body = self._last_words or _SILENCE
+        if head:
+            self.transport.writelines([head, self.origin(), b"\r\n", body])
         self._close()
+
+    def origin(self) -> bytes:
+        """Lines of headers for an answer that is given here: by which revision, where there is such a thing."""
+        return b""
 
     def _close(self) -> None:
         """Once all is written that was to be: in vain where nobody reads it, so there is a deadline."""

@@ -38,6 +38,11 @@ class Lane:
         self._lines: dict[ServedArm, bytes] = {}
         self._lines_of: tuple[object, str] = (None, "")
 
+    @property
+    def revision(self) -> str:
+        """By which requests are routed now."""
+        return self.inference.snapshot.label
+
     def known(self, head: bytes) -> Known | None:
         """What a head without its empty line asks for; None where it is not plain."""
         if self.inference.snapshot is not self._snapshot:

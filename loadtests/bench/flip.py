@@ -1,8 +1,10 @@
-"""How fast a rollback is: from the XADD in Redis to the last answer of the denied version.
+"""How fast a rollback is: from its signal to the last answer of the denied version.
 
-    python -m loadtests.bench.flip [--flips 200] [--load full|idle|both] [--workers 1] [--fsync always] [--dry]
+    python -m loadtests.bench.flip [--flips 200] [--store redis|embedded|both] [--load full|idle|both]
+                                   [--workers 1] [--fsync always] [--dry]
 
-Starts a Valkey server and a gateway of its own, denies the canary by a signal, lifts the deny again, and so on.
+Starts a gateway of its own, denies the canary, lifts the deny again, and so on. With Redis the signal is an XADD
+to a Valkey server; with the embedded store it is a rollback by the admin API, as there is nothing else to signal by.
 The clients that look are a process of their own and ask with keys that the canary answers. Idle, it is one
 that asks every half millisecond. Under full load they are eight that ask without a pause, beside wrk with 64
 connections; whoever loads gives way to the gateway's processes (nice), as load from another machine would.
@@ -45,6 +47,7 @@ from tests.servers.redis import RedisServer
 SIGNALS = "{turnout:default}:signals"
 CANARY = 2
 """The version that is denied, as it is in `turnout-version`."""
+STORES = {"redis": "Redis", "embedded": "embedded store"}
 TIMEOUT_S = 20.0
 _GIVE_WAY = ("nice", "-n", "10")
 _SETTLED = 20
@@ -70,7 +73,7 @@ MODES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Flip:
-    """One rollback on the monotonic clock: the XADD, and when its deny was lifted again."""
+    """One rollback on the monotonic clock: its signal, and when its deny was lifted again."""
 
     sent_ns: int
     lifted_ns: int
@@ -79,6 +82,7 @@ class Flip:
 @dataclass(frozen=True, kw_only=True)
 class Result:
     mode: LoadMode
+    store: str
     flips_ms: npt.NDArray[np.float64]
     requests_ms: npt.NDArray[np.float64]
 
@@ -101,9 +105,12 @@ def flip_times_ms(notes: Notes, flips: Sequence[Flip]) -> npt.NDArray[np.float64
 class Bench:
     """One gateway with its clients."""
 
-    def __init__(self, api: httpx.Client, store: redis.Redis, notes: Notes, mode: LoadMode) -> None:
+    def __init__(
+        self, api: httpx.Client, signal: Callable[[str], object], notes: Notes, mode: LoadMode
+    ) -> None:
+        """`signal` asks for a rollback of a route."""
         self._api = api
-        self._store = store
+        self._signal = signal
         self._notes = notes
         self._answers = _SETTLED * mode.clients
 
@@ -111,7 +118,7 @@ class Bench:
         """Denies the canary, waits until it is silent and every worker says so, and lifts the deny."""
         self._wait(lambda: self._last(1) == {CANARY}, "an answer of the canary")
         sent_ns = time.monotonic_ns()
-        self._store.xadd(SIGNALS, {"action": "rollback", "route": route})
+        self._signal(route)
         self._wait(lambda: CANARY not in self._last(self._answers), "an end of the canary's answers")
         self._wait(self._is_settled, "every worker's acknowledgement")
         settled_ns = time.monotonic_ns()
@@ -149,24 +156,43 @@ class Bench:
             time.sleep(0.005)
 
 
-def measure(mode: LoadMode, flips: int, workers: int, fsync: str, cores: Cores) -> Result:
+def measure(mode: LoadMode, store: str, flips: int, workers: int, fsync: str, cores: Cores) -> Result:
     with tempfile.TemporaryDirectory(prefix="turnout-flip-") as scratch, ExitStack() as stack:
         directory = Path(scratch)
         model = tiny(directory / "files")
-        valkey = RedisServer("valkey", directory / "valkey")
-        valkey.start("--appendfsync", fsync)
-        stack.callback(valkey.kill)
-        start = partial(servers.turnout, workers=workers, more=("--redis", valkey.url))
+        options: tuple[str, ...] = ()
+        if store == "redis":
+            valkey = RedisServer("valkey", directory / "valkey")
+            valkey.start("--appendfsync", fsync)
+            stack.callback(valkey.kill)
+            options = ("--redis", valkey.url)
+        start = partial(servers.turnout, workers=workers, more=options)
         running = stack.enter_context(start(_made(directory / "turnout"), model, cores))
         notes = make_notes(directory / "notes")
         stack.enter_context(_background(running, model, directory, mode, cores))
         stack.enter_context(_clients(running, model, directory / "notes", mode))
         api = stack.enter_context(httpx.Client(base_url=f"http://{running.admin}/api/v1", timeout=30))
-        bench = Bench(api, redis.Redis.from_url(valkey.url), notes, mode)
-        print(f"{flips} flips, {mode.name}", flush=True)
+        signal = _xadd(valkey.url) if store == "redis" else partial(_post, api)
+        bench = Bench(api, signal, notes, mode)
+        print(f"{flips} flips, {STORES[store]}, {mode.name}", flush=True)
         done = [bench.flip(model.name) for _ in range(flips)]
         rows = noted(notes).copy()
-    return Result(mode=mode, flips_ms=flip_times_ms(rows, done), requests_ms=(rows[:, 1] - rows[:, 0]) / 1e6)
+    return Result(
+        mode=mode,
+        store=store,
+        flips_ms=flip_times_ms(rows, done),
+        requests_ms=(rows[:, 1] - rows[:, 0]) / 1e6,
+    )
+
+
+def _xadd(url: str) -> Callable[[str], object]:
+    client = redis.Redis.from_url(url)
+    client.ping()  # connected, as whoever watches is
+    return lambda route: client.xadd(SIGNALS, {"action": "rollback", "route": route})
+
+
+def _post(api: httpx.Client, route: str) -> None:
+    api.post(f"/routes/{route}/rollback", json={}).raise_for_status()
 
 
 def _made(directory: Path) -> Path:
@@ -228,10 +254,10 @@ def _canarys_requests(running: Running, model: Workload) -> list[bytes]:
 
 
 def section(results: Sequence[Result], workers: int) -> Section:
-    head = ["ms", "one request, p50", "p99", "XADD to last denied answer, p50", "p99", "max", "flips"]
+    head = ["ms", "one request, p50", "p99", "signal to last denied answer, p50", "p99", "max", "flips"]
     rows = [
         [
-            result.mode.name,
+            f"{STORES[result.store]}, {result.mode.name}",
             *(figure(float(np.percentile(result.requests_ms, q))) for q in (50, 99)),
             *(figure(float(np.percentile(result.flips_ms, q))) for q in (50, 99, 100)),
             str(len(result.flips_ms)),
@@ -244,26 +270,30 @@ def section(results: Sequence[Result], workers: int) -> Section:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--flips", type=int, default=200)
+    parser.add_argument("--store", choices=[*STORES, "both"], default="both")
     parser.add_argument("--load", choices=[*MODES, "both"], default="both")
     parser.add_argument("--workers", type=int, default=1)
     # With "always" the signal itself waits for the disk, and every stall of the disk is in the figure.
     parser.add_argument("--fsync", choices=["everysec", "always"], default="everysec")
     parser.add_argument(
-        "--dry", action="store_true", help="the page stays as it is, as it does with one load"
+        "--dry", action="store_true", help="the page stays as it is, as it does with one load or store"
     )
     arguments = parser.parse_args()
     modes = list(MODES.values()) if arguments.load == "both" else [MODES[arguments.load]]
+    stores = list(STORES) if arguments.store == "both" else [arguments.store]
 
     def run() -> Section:
         require("wrk")
         cores = two_cores()
         os.sched_setaffinity(0, {cores.load})  # and so the clients and Valkey, which inherit it
         results = [
-            measure(mode, arguments.flips, arguments.workers, arguments.fsync, cores) for mode in modes
+            measure(mode, store, arguments.flips, arguments.workers, arguments.fsync, cores)
+            for store in stores
+            for mode in modes
         ]
         return section(results, arguments.workers)
 
-    return run_section(run, dry=arguments.dry or len(modes) == 1)
+    return run_section(run, dry=arguments.dry or len(modes) * len(stores) < 4)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ def replica(plane: ControlPlane, **changed: Any) -> Replica:
         "ready": lambda: held.acknowledged.revision.rev > 0,
         "degraded": lambda: ["the disk is full at /srv/secret"],
         "member": member,
+        "rollback": lambda _: {"version": "1", "ready": True, "trouble": "", "leaves_open": ""},
     }
     return Replica(**{**fields, **changed})
 

@@ -154,7 +154,7 @@ async def test_a_client_that_goes_while_it_is_answered_is_no_error(caplog: pytes
         raise aio.InternalError("Failed execute_batch")
 
     with pytest.raises(asyncio.CancelledError):
-        await calls.guarded(gone)(None, None)
+        await calls.guarded(gone, lambda: "1.1")(None, None)
     assert not caplog.records
 
 
@@ -254,7 +254,8 @@ async def test_a_drain_answers_what_is_in_flight_and_ends_what_is_open(desk: Grp
     desk.readiness.drain()
     assert (await watching.read()).status == HealthCheckResponse.NOT_SERVING
     stopping = asyncio.ensure_future(desk.server.stop())
-    assert (await refused(watching.read()))[0] is grpc.StatusCode.UNAVAILABLE
+    code, _, trailing = await refused(watching.read())
+    assert (code, trailing["turnout-revision"]) == (grpc.StatusCode.UNAVAILABLE, "1.1")
     assert not stopping.done()
     desk.release()
     assert sums(await one) == 3.0

@@ -23,6 +23,8 @@ _DETAILS_CHARS = 1024
 
 Metadata = Sequence[tuple[str, str]]
 Handler = Callable[[Any, Any], Awaitable[Any]]
+Revision = Callable[[], str]
+"""By which requests are routed now."""
 AMessage = TypeVar("AMessage", bound=Message)
 
 
@@ -58,7 +60,40 @@ async def refuse(context: Any, error: InferenceError, metadata: Metadata = ()) -
     raise AssertionError  # abort has raised
 
 
-def guarded(handler: Handler) -> Handler:
+def origin(revision: str) -> Metadata:
+    """For the metadata of an answer that no version gave: by which revision of the state it was routed."""
+    return (("turnout-revision", revision),)
+
+
+def fenced(handler: Handler, revision: Revision) -> Handler:
+    """A handler whose one answer tells, ahead of it, by which revision it was routed, at the least."""
+
+    async def fenced_handler(requests: Any, context: Any) -> Any:
+        routed_by = revision()
+        answer = await handler(requests, context)
+        await context.send_initial_metadata(origin(routed_by))
+        return answer
+
+    return fenced_handler
+
+
+def fenced_stream(handler: Handler, revision: Revision) -> Handler:
+    """A handler of a stream that tells the revision at its beginning and, as it may last, at its end."""
+
+    async def fenced_handler(requests: Any, context: Any) -> None:
+        await context.send_initial_metadata(origin(revision()))
+        await handler(requests, context)
+        context.set_trailing_metadata(origin(revision()))
+
+    return fenced_handler
+
+
+async def unknown(_: Any, context: Any) -> NoReturn:
+    """Answers calls that no service here has, as the core would, but with the revision."""
+    raise InferenceError(415, "there is no such call: server reflection lists those that there are")
+
+
+def guarded(handler: Handler, revision: Revision) -> Handler:
     """A handler whose errors reach the client as they are meant to: others' texts are for the log alone."""
 
     async def guarded_handler(requests: Any, context: Any) -> Any:
@@ -66,7 +101,7 @@ def guarded(handler: Handler) -> Handler:
             try:
                 return await handler(requests, context)
             except InferenceError as error:
-                await refuse(context, error)
+                await refuse(context, error, origin(revision()))
         except (AbortError, asyncio.CancelledError):
             raise
         except InternalError:
@@ -75,7 +110,9 @@ def guarded(handler: Handler) -> Handler:
         except Exception as error:
             log.exception("a call failed")
             return await context.abort(
-                StatusCode.INTERNAL, f"the call failed: {type(error).__name__}, see the gateway's log"
+                StatusCode.INTERNAL,
+                f"the call failed: {type(error).__name__}, see the gateway's log",
+                origin(revision()),
             )
 
     return guarded_handler

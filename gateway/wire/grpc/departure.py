@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from grpc import StatusCode
+from gateway.serving.tensors import InferenceError
 
 GOING_AWAY = "this worker is going away: try again"
 _HELD_S = 0.05
@@ -31,19 +31,20 @@ class Departure:
             task.cancel()
         return task
 
-    async def run(self, part: Coroutine[Any, Any, None], context: Any) -> None:
+    async def run(self, part: Coroutine[Any, Any, None]) -> None:
         """Runs a call that is nothing but its open-ended part."""
         task = self.start(part)
         try:
             await asyncio.wait([task])
-            await self.end(task, context)
+            self.end(task)
         finally:
             task.cancel()
 
-    async def end(self, task: asyncio.Task[None], context: Any) -> None:
-        """The call's status, once its part has ended. Raises what the part raised."""
+    def end(self, task: asyncio.Task[None]) -> None:
+        """The call's end, once its part has ended. Raises what the part raised, `InferenceError` (503) where
+        this worker goes."""
         if task.cancelled():
-            await context.abort(StatusCode.UNAVAILABLE, GOING_AWAY)
+            raise InferenceError(503, GOING_AWAY)
         task.result()
 
     async def answering(self) -> None:

@@ -31,7 +31,7 @@ class Health:
     async def watch(self, _: Any, context: Any) -> None:
         """The status, and again whenever it changes."""
         asked = parsed(HealthCheckRequest, await read_one(context))
-        await self._departure.run(self._watch(asked.service in self._services, context), context)
+        await self._departure.run(self._watch(asked.service in self._services, context))
 
     async def _watch(self, known: bool, context: Any) -> None:
         last = b""

@@ -57,7 +57,7 @@ class InferCalls:
             while (one := await asked.get()) is not None:
                 await _write(context, one)
                 room.release()
-            await self._departure.end(reading, context)
+            self._departure.end(reading)
         finally:
             reading.cancel()
             while not asked.empty():

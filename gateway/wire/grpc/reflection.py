@@ -22,7 +22,7 @@ class Reflection:
         self._departure = departure
 
     async def info(self, _: Any, context: Any) -> None:
-        await self._departure.run(self._info(context), context)
+        await self._departure.run(self._info(context))
 
     async def _info(self, context: Any) -> None:
         from grpc_reflection.v1alpha.reflection import aio

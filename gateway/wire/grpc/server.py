@@ -10,7 +10,7 @@ from grpc import aio
 
 from gateway.serving.inference import Inference
 from gateway.wire.grpc import health, inference_pb2, reflection
-from gateway.wire.grpc.calls import Handler, guarded
+from gateway.wire.grpc.calls import Handler, Revision, fenced, fenced_stream, guarded, unknown
 from gateway.wire.grpc.departure import Departure
 from gateway.wire.grpc.health import Health
 from gateway.wire.grpc.infer import InferMessages
@@ -43,10 +43,12 @@ class GrpcServer:
         # clients that went at the wrong moment, with which anybody could fill the log.
         logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
         self._departure = Departure()
+        self._revision: Revision = lambda: inference.snapshot.label
         self._server = aio.server(options=_options(limits))
         for service, handlers in self._handlers(inference, models, readiness, limits).items():
             handler = grpc.method_handlers_generic_handler(service, handlers)
             self._server.add_generic_rpc_handlers((handler,))
+        self._server.add_generic_rpc_handlers((_Unknown(self._revision),))
         self.port = self._server.add_insecure_port(address)
         """The port that was bound; raises `RuntimeError` where it cannot be."""
 
@@ -65,27 +67,40 @@ class GrpcServer:
         services = (SERVICE, health.SERVICE)
         asked = Health(readiness, frozenset(services), self._departure)
         info = Reflection(services, self._departure).info
-        unary = {
-            name: _answers_once(handler) for name, handler in Service(models, readiness).handlers().items()
-        }
+
+        def once(handler: Handler) -> grpc.RpcMethodHandler:
+            return _answers_once(fenced(handler, self._revision), self._revision)
+
+        def often(handler: Handler) -> grpc.RpcMethodHandler:
+            fenced_handler = guarded(fenced_stream(handler, self._revision), self._revision)
+            return grpc.stream_stream_rpc_method_handler(fenced_handler)
+
+        unary = {name: once(handler) for name, handler in Service(models, readiness).handlers().items()}
         return {
             SERVICE: {
                 **unary,
-                "ModelInfer": _answers_once(infer.infer),
-                "ModelStreamInfer": _answers_often(infer.stream),
+                # Its answers know by which revision they were routed.
+                "ModelInfer": _answers_once(infer.infer, self._revision),
+                "ModelStreamInfer": often(infer.stream),
             },
-            health.SERVICE: {"Check": _answers_once(asked.check), "Watch": _answers_often(asked.watch)},
-            **{name: {"ServerReflectionInfo": _answers_often(info)} for name in reflection.SERVICES},
+            health.SERVICE: {"Check": once(asked.check), "Watch": often(asked.watch)},
+            **{name: {"ServerReflectionInfo": often(info)} for name in reflection.SERVICES},
         }
 
 
-def _answers_once(handler: Handler) -> grpc.RpcMethodHandler:
+class _Unknown(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no types
+    """Has a handler for every call that the others do not have; it comes last."""
+
+    def __init__(self, revision: Revision) -> None:
+        self._handler = _answers_once(unknown, revision)
+
+    def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        return self._handler
+
+
+def _answers_once(handler: Handler, revision: Revision) -> grpc.RpcMethodHandler:
     # On the wire a call with one message is a stream of one: so the handler reads it itself, within a time.
-    return grpc.stream_unary_rpc_method_handler(guarded(handler))
-
-
-def _answers_often(handler: Handler) -> grpc.RpcMethodHandler:
-    return grpc.stream_stream_rpc_method_handler(guarded(handler))
+    return grpc.stream_unary_rpc_method_handler(guarded(handler, revision))
 
 
 def _options(limits: Limits) -> list[tuple[str, int]]:
