@@ -301,23 +301,18 @@ def _route(name: str, declared: Any, registries: dict[str, RegistryDeclaration])
     )
 
 
-def _exposure(
-    path: str, spec: VariantSpec, is_fallback: bool, sticky: str
-) -> Exposure | msgspec.UnsetType:
-    written = _convert(f"{path}.limit", spec.limit, LimitSpec)
-    limits = {}
-    for kind, most in LARGEST_LIMITS.items():
-        value = getattr(written, kind)
-        if value is not None:
-            if not 1 <= value <= most:
-                raise ManifestError(f"{path}.limit.{kind}", f"{value} is not in 1..{most}")
-            limits[kind] = value
+def _exposure(path: str, spec: VariantSpec, fallback: bool, sticky: str) -> Exposure | msgspec.UnsetType:
+    written = msgspec.structs.asdict(_convert(f"{path}.limit", spec.limit, LimitSpec))
+    limits = {kind: value for kind, value in written.items() if value is not None}
+    for kind, value in limits.items():
+        if not 1 <= value <= LARGEST_LIMITS[kind]:
+            raise ManifestError(f"{path}.limit.{kind}", f"{value} is not in 1..{LARGEST_LIMITS[kind]}")
     if "keys" in limits and sticky == "none":
         raise ManifestError(f"{path}.limit.keys", "needs sticky keys, and the route has sticky: none")
     lease_ms = 0 if spec.lease is None else duration_ms(f"{path}.lease", spec.lease)
-    if lease_ms and lease_ms < SHORTEST_LEASE_MS:
+    if 0 < lease_ms < SHORTEST_LEASE_MS:
         raise ManifestError(f"{path}.lease", f"{spec.lease} is shorter than {SHORTEST_LEASE_MS // 1000} s")
-    if is_fallback and (limits or lease_ms):
+    if fallback and (limits or lease_ms):
         field = "limit" if limits else "lease"
         raise ManifestError(f"{path}.{field}", "is on the fallback, which takes what others may not answer")
     return Exposure(**limits, lease_ms=lease_ms) if limits or lease_ms else msgspec.UNSET
