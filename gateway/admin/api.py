@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from gateway.admin.auth import TRUSTED, AdminGuard
 from gateway.admin.changes import change_routes
+from gateway.admin.leases import lease_routes
 from gateway.admin.problems import HANDLED, handle, handle_bug, handle_http
 from gateway.admin.replica import Replica
 from gateway.admin.requests import json_response
@@ -31,6 +32,7 @@ def admin_app(replica: Replica) -> Starlette:
             Route("/metrics", probes.metrics),
             *view_routes(replica, PREFIX),
             *change_routes(replica, PREFIX),
+            *lease_routes(replica, PREFIX),
         ],
         middleware=[Middleware(AdminGuard, token=replica.token)],
         exception_handlers={

@@ -10,6 +10,7 @@ from gateway.control.events import Events
 from gateway.control.operations import Operations
 from gateway.control.store import Member, Store
 from gateway.control.versions import Versions
+from gateway.telemetry.exposure import Exposed
 from gateway.telemetry.metrics import TurnoutCollector
 from gateway.telemetry.observations import Counts, Labels
 
@@ -28,4 +29,5 @@ class Replica:
     ready: Callable[[], bool]
     degraded: Callable[[], list[str]]
     member: Callable[[], Member]
+    exposed: Callable[[], Mapping[Labels, Exposed]] = dict
     token: str = field(repr=False, default="")

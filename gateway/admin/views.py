@@ -53,9 +53,9 @@ class _Views:
         held = self._replica.deliverer.held
         name = request.path_params["route"]
         route_of(held, name)
-        return json_response(
-            documents.route_document(held, name, self._replica.totals()), etag=str(held.revision)
-        )
+        document = documents.route_document(held, name, self._replica.totals())
+        documents.add_exposure(document, self._replica.exposed())
+        return json_response(document, etag=str(held.revision))
 
     async def status(self, _: Request) -> Response:
         """This replica's standing and every live replica's acknowledgement."""

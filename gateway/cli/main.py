@@ -23,6 +23,7 @@ EXIT_ERROR, EXIT_CHANGES, EXIT_CONFLICT, EXIT_PARTIAL = 1, 2, 3, 4
 _MODULES = {
     **dict.fromkeys(("serve", "config"), "gateway.cli.serve"),
     **dict.fromkeys(("plan", "apply", "weights", "rollback", "allow"), "gateway.cli.changes"),
+    "renew": "gateway.cli.leases",
     **dict.fromkeys(("get", "describe", "history", "status", "cache"), "gateway.cli.views"),
     **dict.fromkeys(("resolve", "push"), "gateway.cli.registries"),
 }

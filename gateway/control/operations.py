@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Collection, Coroutine, Mapping
 from typing import Any
 
 import msgspec
 
 from gateway.control.deliver import Deliverer
+from gateway.control.exposure import Exposures
 from gateway.control.store import Author, Conflict, Signal, Store, StoreError, StoreUnavailable
 from gateway.control.versions import Versions
 from gateway.control.weights_errors import WeightsRefused
 from gateway.routing import change
-from gateway.routing.change import ChangeRefused
+from gateway.routing.change import ChangeRefused, version_of
+from gateway.routing.exposure import Count, Trip, leased
 from gateway.routing.manifest import Manifest
 from gateway.routing.plan import Plan, make_plan
 from gateway.routing.state import EMPTY, Deny, DenyKey, InForce, Pin, Revision, State, StateError
@@ -42,8 +45,15 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 class Operations:
     """Every way to change the state goes through here, so each leaves one line in the history."""
 
-    def __init__(self, store: Store, deliverer: Deliverer, versions: Versions) -> None:
+    def __init__(
+        self,
+        store: Store,
+        deliverer: Deliverer,
+        versions: Versions,
+        exposures: Exposures | None = None,
+    ) -> None:
         self._store = store
+        self._exposures = exposures
         self._deliverer = deliverer
         self._versions = versions
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -69,6 +79,8 @@ class Operations:
         if not plan.changes and plan.state.manifest_sha256 == held.state.manifest_sha256:
             return plan, Outcome(revision=held.label, changed=False, message="nothing changes")
         await self._deliverer.prepare(plan.state, held.denies)
+        changed = [(n, r) for n, r in plan.state.routes.items() if r != held.state.routes.get(n)]
+        await self._renew([key for name, route in changed for key in leased(name, route)])
         return plan, await self._put(held, plan.state, author)
 
     async def _fetch(self, reference: str, pin: Pin, manifest: Manifest) -> Pin:
@@ -86,6 +98,8 @@ class Operations:
         state = change.set_weights(held, route, percents)
         if state == held.state:
             return Outcome(revision=held.label, changed=False, message="the weights are that already")
+        # Who sets weights is there to judge. First: a lease that lapsed while its weight was 0 is none.
+        await self._renew([key for name in percents for key in leased(route, state.routes[route], name)])
         return await self._put(held, state, author)
 
     async def rollback(self, route: str, version: str | None, author: Author) -> Outcome:
@@ -99,6 +113,40 @@ class Operations:
         denies = {key: denied for key, denied in denies.items() if key not in held.denies}
         if not denies:
             return Outcome(revision=held.label, changed=False, message=f"{route} is rolled back already")
+        return await self._deny(route, denies, author, held)
+
+    def exceeded(self, key: DenyKey, trip: Trip, count: Count | None) -> None:
+        """Denies a version that has reached a limit, or whose lease has lapsed: as a rollback does."""
+        held = self._deliverer.newest
+        version = version_of(held, key)
+        if version is None or key in held.denies:
+            return
+        log.warning("%s: version %s is denied: %s", key.route, version, trip.reason)
+        # Every replica comes to it by itself, and the history has one line for all.
+        count_id = f"{count.life}-{count.number}" if count is not None else secrets.token_hex(8)
+        author = Author(
+            actor=trip.actor, reason=trip.reason, op_id=f"{trip.actor}-{key.digest[:16]}-{count_id}"
+        )
+        self._start(self._deny(key.route, {key: version}, author, held))
+
+    async def renew(self, route: str, variant: str | None) -> Outcome:
+        """Begins the lease of a variant, or of all that have one, anew. Raises as `weights` does."""
+        held = await self._current()
+        keys = change.renew(held, route, variant)
+        await self._renew(keys)
+        versions = ", ".join(str(version_of(held, key)) for key in keys)
+        return Outcome(
+            revision=held.label, changed=False, message=f"{route}: the lease of version {versions} is renewed"
+        )
+
+    async def _renew(self, keys: Collection[DenyKey]) -> None:
+        if self._exposures is not None:
+            await self._exposures.renew(keys)
+
+    async def _deny(
+        self, route: str, denies: Mapping[DenyKey, str], author: Author, held: InForce
+    ) -> Outcome:
+        """In force here when it returns, and committed, or left for the reader to publish."""
         # The store hears of it while the workers swap: neither waits for the other.
         committing = self._start(self._commit_rollback(denies, author, held))
         ringing = self._deliverer.deny_now(denies, author, time.time_ns() // 1000)
@@ -122,6 +170,9 @@ class Operations:
         denies = {key: deny for key, deny in held.denies.items() if key not in keys}
         after = msgspec.structs.replace(held, denies=denies)
         await self._deliverer.prepare(held.state, denies)
+        if self._exposures is not None:
+            # First: were the deny lifted with the old count in force, its limit would trip again.
+            await self._exposures.restart(keys)
         revision = await self._store.undeny(keys, author, change.summary(held, after))
         await self._deliver(revision)
         return Outcome(revision=str(revision), message=f"{route}: version {version} is allowed again")

@@ -8,11 +8,14 @@ from typing import Any
 
 from gateway.control.bootstrap import Bootstrap
 from gateway.control.deliver import Deliverer
+from gateway.control.exposure import Exposures
 from gateway.control.reader import Reader
 from gateway.control.store import Member
+from gateway.node import exposure_calls
 from gateway.node.fetched import Fetched
 from gateway.node.pool import WorkerPool
 from gateway.routing.state import EMPTY
+from gateway.telemetry.exposure import Exposed
 from gateway.telemetry.ledger import Ledger
 from gateway.telemetry.metrics import Standing
 from gateway.telemetry.observations import UNKNOWN, Labels
@@ -29,6 +32,7 @@ class Condition:
     bootstrap: Bootstrap
     ledger: Ledger
     fetched: Fetched
+    exposures: Exposures
     stopping: Callable[[], bool]
 
     @property
@@ -44,6 +48,7 @@ class Condition:
             self.deliverer.error,
             self.deliverer.mirror_error,
             self.bootstrap.trouble,
+            self.exposures.trouble,
         ]
         found += self.deliverer.applied.errors
         if self.pool.ready < self.pool.total:
@@ -75,6 +80,9 @@ class Condition:
             if arm.variant == variant
         }
 
+    def exposed(self) -> dict[Labels, Exposed]:
+        return exposure_calls.exposed(self.exposures, self.deliverer.held)
+
     def standing(self) -> Standing:
         held = self.deliverer.held
         table = self.deliverer.tables.of(held)
@@ -91,6 +99,7 @@ class Condition:
             worker_restarts=self.pool.restarts,
             cache_bytes=self.fetched.cache_bytes,
             fetched_bytes=self.fetched.total_bytes,
+            exposed=self.exposed(),
         )
 
     def member(self) -> Member:

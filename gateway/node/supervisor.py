@@ -23,14 +23,19 @@ from gateway.control import state_file
 from gateway.control.bootstrap import Bootstrap
 from gateway.control.deliver import Deliverer
 from gateway.control.events import Events
+from gateway.control.exposure import Exposures
+from gateway.control.exposure_store import ExposureStore
+from gateway.control.file_exposure import FileExposure
 from gateway.control.file_store import FileStore
 from gateway.control.operations import Operations
 from gateway.control.reader import Reader
+from gateway.control.redis_exposure import RedisExposure
 from gateway.control.redis_store import RedisStore
 from gateway.control.registries import Registries
 from gateway.control.store import Store
 from gateway.control.versions import Versions
 from gateway.control.weights import FetchProgress, WeightsCache
+from gateway.node import exposure_calls
 from gateway.node.condition import Condition
 from gateway.node.explicit_calls import ExplicitCalls
 from gateway.node.fetched import Fetched
@@ -80,6 +85,7 @@ class Supervisor:
             state_file=str(self._mirror),
             handlers={
                 "locate": self._locate,
+                "allowance": self._allowance,
                 "statistics": self._statistics,
                 "load": self._load,
                 "unload": self._unload,
@@ -97,7 +103,12 @@ class Supervisor:
             on_flip=lambda seconds: self.collector.flips.observe(seconds),
         )
         self.store = _store(settings, self.replica)
-        self.operations = Operations(self.store, self.deliverer, self.versions)
+        self.exposures = Exposures(
+            _exposure_store(settings, self.replica),
+            self.deliverer,
+            on_trip=lambda key, trip, count: self.operations.exceeded(key, trip, count),
+        )
+        self.operations = Operations(self.store, self.deliverer, self.versions, self.exposures)
         self.reader = Reader(self.store, self.deliverer, self.operations, self.events)
         self._bootstrap = Bootstrap(
             settings.config, self.operations, self.deliverer, shared=self.store.shared
@@ -111,6 +122,7 @@ class Supervisor:
             bootstrap=self._bootstrap,
             ledger=self.ledger,
             fetched=self._fetched,
+            exposures=self.exposures,
             stopping=self._stopping.is_set,
         )
         self.collector = TurnoutCollector(totals=self.condition.totals, standing=self.condition.standing)
@@ -133,6 +145,7 @@ class Supervisor:
                     self.reader.run(),
                     self._bootstrap.run(self.reader.reached),
                     self._reports.run(),
+                    self.exposures.run(),
                     self._announce(),
                     _serve(admin, self._admin_socket),
                 )
@@ -158,6 +171,7 @@ class Supervisor:
             totals=self.condition.totals,
             ready=lambda: self.condition.ready,
             degraded=self.condition.degraded,
+            exposed=self.condition.exposed,
             member=self.condition.member,
             token=self._settings.admin_token,
         )
@@ -167,6 +181,9 @@ class Supervisor:
     async def _locate(self, route: str, version: str) -> dict[str, Any]:
         located = await self._explicit.locate(self.deliverer.held, route, version)
         return {"pin": msgspec.to_builtins(located.pin), "path": located.path}
+
+    async def _allowance(self, wanted: dict[str, Any]) -> Any:
+        return await exposure_calls.allowance(self.exposures, wanted)
 
     async def _statistics(self, route: str | None, version: str | None) -> Any:
         return statistics_document(self.condition.totals(), route, version)
@@ -218,6 +235,7 @@ class Supervisor:
         await self.pool.stop()
         admin.should_exit = True
         await _end(tasks)
+        await self.exposures.aclose()
         await self.store.aclose()
         await self._registries.aclose()
 
@@ -240,6 +258,13 @@ def _store(settings: Settings, replica: str) -> Store:
         except ValueError as error:
             raise SettingsError(f"--redis: {error}") from error
     return FileStore(settings.state_dir / "store")
+
+
+def _exposure_store(settings: Settings, replica: str) -> ExposureStore:
+    """Beside the state, where that is; its address was checked with it."""
+    if settings.redis:
+        return RedisExposure(settings.redis, settings.namespace, replica)
+    return FileExposure(settings.state_dir / "store", replica)
 
 
 def _last_known_good(path: Path) -> InForce | None:

@@ -112,7 +112,7 @@ def _duration(ms: int) -> str:
     return f"{ms}ms"
 
 
-def leased(route_name: str, route: Route, variant: str | None) -> list[DenyKey]:
+def leased(route_name: str, route: Route, variant: str | None = None) -> list[DenyKey]:
     """The versions of a route that have a lease; of one variant, where it is named."""
     return [
         DenyKey(route_name, each.pin.digest)

@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from gateway.telemetry import observations as obs
+from gateway.telemetry.exposure import Exposed, exposure_metrics
 from gateway.telemetry.observations import Counts, Labels
 
 LATENCY_BOUNDS_S = (
@@ -37,6 +38,7 @@ class Standing:
     worker_restarts: int
     cache_bytes: int
     fetched_bytes: int
+    exposed: Mapping[Labels, Exposed] = field(default_factory=dict)
 
 
 class Flips:
@@ -65,7 +67,9 @@ class TurnoutCollector(Collector):
         yield _requests(totals)
         yield from _concurrency(totals)
         yield from _histograms(totals)
-        yield from _standing(self.standing())
+        standing = self.standing()
+        yield from _standing(standing)
+        yield from exposure_metrics(standing.exposed)
         flips = HistogramMetricFamily(
             "turnout_flip_seconds", "From a replica's learning of a change to its last worker's swap."
         )

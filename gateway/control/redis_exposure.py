@@ -1,0 +1,121 @@
+"""The counts of exposure in Redis or Valkey, for any number of replicas."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError, RedisError
+
+from gateway.control import exposure_scripts
+from gateway.control.exposure_store import Ask, Found
+from gateway.control.redis_connection import RedisAddress
+from gateway.control.redis_scripts import sha1
+from gateway.control.redis_values import text
+from gateway.control.store import StoreUnavailable
+from gateway.routing.exposure import Count
+from gateway.routing.state import DenyKey
+
+CALL_TIMEOUT_S = 1.0
+AT_ONCE = 200
+"""Scripts of one round trip."""
+COPIED_MS = 200
+"""How long a copy of what was given may take to reach a replica of the server, where it has any."""
+
+
+class RedisExposure:
+    """An `ExposureStore` in Redis. Constructing it connects to nothing."""
+
+    def __init__(self, url: str, namespace: str, replica: str) -> None:
+        self._address = RedisAddress(url)
+        self._prefix = f"{{turnout:{namespace}}}:"
+        self._replica = replica
+        self._redis = self._address.connect(timeout_s=CALL_TIMEOUT_S)
+
+    async def ask(self, asks: Mapping[DenyKey, Ask]) -> dict[DenyKey, Found]:
+        found: dict[DenyKey, Found] = {}
+        pending = iter(asks.items())
+        while some := list(islice(pending, AT_ONCE)):
+            calls = [(key, self._arguments(ask)) for key, ask in some]
+            answers = await self._run(exposure_scripts.ASK, calls, copied=True)
+            for (key, _), answer in zip(some, answers, strict=True):
+                if answer[0] == b"empty":
+                    raise StoreUnavailable(f"Redis at {self._address.masked} holds no state")
+                found[key] = _found(answer)
+        return found
+
+    async def renew(self, keys: Collection[DenyKey]) -> None:
+        await self._run(exposure_scripts.RENEW, [(key, []) for key in keys])
+
+    async def restart(self, numbers: Mapping[DenyKey, int]) -> None:
+        calls = [(key, [number, secrets.token_hex(8)]) for key, number in numbers.items()]
+        await self._run(exposure_scripts.RESTART, calls)
+
+    async def aclose(self) -> None:
+        with suppress(RedisError, OSError):
+            await self._redis.aclose()
+
+    def _arguments(self, ask: Ask) -> list[Any]:
+        seen = ask.seen or Count(life="", number=0)
+        return [
+            *(self._replica, seen.life, seen.number, seen.requests, seen.keys),
+            *(ask.limit, ask.requests, int(ask.ahead), ask.errors, ask.keys_limit),
+            *(secrets.token_hex(8), *ask.keys),
+        ]
+
+    async def _run(
+        self, script: str, calls: Sequence[tuple[DenyKey, list[Any]]], *, copied: bool = False
+    ) -> list[Any]:
+        """The answers in order. One connection for all of it: WAIT asks for what was written by its own."""
+        full = [(*self._keys(key), *arguments) for key, arguments in calls]
+        with self._address.mapped():
+            async with self._redis.client() as redis:
+                async with redis.pipeline(transaction=False) as pipe:
+                    for arguments in full:
+                        pipe.evalsha(sha1(script), 3, *arguments)
+                    answers = await pipe.execute(raise_on_error=False)
+                for index, answer in enumerate(answers):
+                    if isinstance(answer, NoScriptError):
+                        # Also after every restart of the server: scripts are not kept.
+                        answers[index] = await redis.eval(script, 3, *full[index])
+                    elif isinstance(answer, Exception):
+                        raise answer
+                if copied and any(_gives(answer) for answer in answers):
+                    await self._copied(redis)
+        return answers
+
+    def _keys(self, key: DenyKey) -> Iterator[str]:
+        yield self._prefix + "state"
+        yield f"{self._prefix}exposure:{key}"
+        yield f"{self._prefix}exposed:{key}"
+
+    async def _copied(self, redis: Redis) -> None:
+        """A fail-over to a server that has not heard what was given would give it again."""
+        role: Any = await redis.role()
+        if role[2] and not await redis.wait(1, COPIED_MS):
+            raise StoreUnavailable(
+                f"Redis at {self._address.masked}: none of its replicas has confirmed what was given"
+            )
+
+
+def _gives(answer: Any) -> bool:
+    return len(answer) > 8 and bool(answer[8] or len(answer) > 9)
+
+
+def _found(answer: Any) -> Found:
+    word, life, number, given, errors, keys, renewed_us, now_us, given_now, *admitted = answer
+    count = None
+    if word == b"found":
+        count = Count(
+            life=text(life),
+            number=number,
+            requests=given,
+            errors=errors,
+            keys=keys,
+            renewed_us=int(renewed_us),
+        )
+    return Found(count, given_now, tuple(admitted), int(now_us))
