@@ -8,7 +8,6 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any
 
-from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
 
 from gateway.control import exposure_scripts
@@ -41,7 +40,8 @@ class RedisExposure:
         pending = iter(asks.items())
         while some := list(islice(pending, AT_ONCE)):
             calls = [(key, self._arguments(ask)) for key, ask in some]
-            answers = await self._run(exposure_scripts.ASK, calls, copied=True)
+            wants = any(ask.requests or ask.keys for _, ask in some)
+            answers = await self._run(exposure_scripts.ASK, calls, copied=wants)
             for (key, _), answer in zip(some, answers, strict=True):
                 if answer[0] == b"empty":
                     raise StoreUnavailable(f"Redis at {self._address.masked} holds no state")
@@ -70,40 +70,49 @@ class RedisExposure:
     async def _run(
         self, script: str, calls: Sequence[tuple[DenyKey, list[Any]]], *, copied: bool = False
     ) -> list[Any]:
-        """The answers in order. One connection for all of it: WAIT asks for what was written by its own."""
-        full = [(*self._keys(key), *arguments) for key, arguments in calls]
+        """The answers in order. With `copied` none is given that a replica of the server has not confirmed."""
+        full = [[3, *self._keys(key), *arguments] for key, arguments in calls]
         with self._address.mapped():
-            async with self._redis.client() as redis:
-                async with redis.pipeline(transaction=False) as pipe:
-                    for arguments in full:
-                        pipe.evalsha(sha1(script), 3, *arguments)
-                    answers = await pipe.execute(raise_on_error=False)
-                for index, answer in enumerate(answers):
-                    if isinstance(answer, NoScriptError):
-                        # Also after every restart of the server: scripts are not kept.
-                        answers[index] = await redis.eval(script, 3, *full[index])
-                    elif isinstance(answer, Exception):
-                        raise answer
-                if copied and any(_gives(answer) for answer in answers):
-                    await self._copied(redis)
+            copied = copied and await self._has_copies()
+            answers = await self._send([["EVALSHA", sha1(script), *each] for each in full], copied)
+            # Also after every restart of the server: scripts are not kept.
+            unknown = [index for index, each in enumerate(answers) if isinstance(each, NoScriptError)]
+            if unknown:
+                again = await self._send([["EVAL", script, *full[index]] for index in unknown], copied)
+                for index, answer in zip(unknown, again, strict=True):
+                    answers[index] = answer
+        for answer in answers:
+            if isinstance(answer, Exception):
+                with self._address.mapped():
+                    raise answer
+        return answers
+
+    async def _has_copies(self) -> bool:
+        role: Any = await self._redis.role()
+        return bool(role[2])
+
+    async def _send(self, commands: Sequence[list[Any]], copied: bool) -> list[Any]:
+        """In one round trip, on one connection: WAIT asks for what was written by its own."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for command in commands:
+                pipe.execute_command(*command)
+            if copied:
+                pipe.execute_command("WAIT", 1, COPIED_MS)
+            answers = await pipe.execute(raise_on_error=False)
+        if copied:
+            confirmed = answers.pop()
+            if isinstance(confirmed, Exception):
+                raise confirmed
+            if not confirmed:
+                raise StoreUnavailable(
+                    f"Redis at {self._address.masked}: none of its replicas has confirmed what was given"
+                )
         return answers
 
     def _keys(self, key: DenyKey) -> Iterator[str]:
         yield self._prefix + "state"
         yield f"{self._prefix}exposure:{key}"
         yield f"{self._prefix}exposed:{key}"
-
-    async def _copied(self, redis: Redis) -> None:
-        """A fail-over to a server that has not heard what was given would give it again."""
-        role: Any = await redis.role()
-        if role[2] and not await redis.wait(1, COPIED_MS):
-            raise StoreUnavailable(
-                f"Redis at {self._address.masked}: none of its replicas has confirmed what was given"
-            )
-
-
-def _gives(answer: Any) -> bool:
-    return len(answer) > 8 and bool(answer[8] or len(answer) > 9)
 
 
 def _found(answer: Any) -> Found:

@@ -33,7 +33,7 @@ class TestInAFile(ExposureContract):
         self, store: ExposureStore, tmp_path: Path
     ) -> None:
         (tmp_path / FILE_NAME).write_text('{"fraud')
-        with pytest.raises(StoreUnavailable, match="damaged.*remove the file to begin every count anew"):
+        with pytest.raises(StoreUnavailable, match=r"damaged.*remove the file to begin every count anew"):
             await ask(store, 100, 5)
         assert (tmp_path / FILE_NAME).read_text() == '{"fraud'
 

@@ -7,6 +7,8 @@ import asyncio
 import pytest
 import redis
 
+from gateway.control.exposure_store import Ask
+from gateway.control.redis_exposure import RedisExposure
 from gateway.control.redis_store import RedisStore
 from gateway.control.store import StoreUnavailable
 from gateway.routing.state import Revision
@@ -16,7 +18,8 @@ from tests.servers.redis import RedisServer
 SUPERVISOR = (
     "on >gate resetkeys resetchannels ~{turnout:ns}:* -@all +hello +ping +auth +multi +exec "
     "+time +eval +evalsha +hget +hmget +hgetall +hset +hdel +hexists +hlen +exists +del +expire "
-    "+xadd +xread +xrange +xrevrange +zadd +zscore +zrangebyscore +zremrangebyscore +zremrangebyrank"
+    "+xadd +xread +xrange +xrevrange +zadd +zscore +zrangebyscore +zremrangebyscore +zremrangebyrank "
+    "+role +wait +ttl +hincrby +sadd +scard +sismember"
 )
 SIGNAL = "on >wave resetkeys resetchannels -@all +hello +ping +auth +xadd ~{turnout:ns}:signals"
 
@@ -35,6 +38,13 @@ async def test_each_user_can_do_its_work_and_no_more(own_redis: RedisServer) -> 
     await store.report(member("one"))
     assert len(await store.members()) == 1 and len(await store.history()) == 4
     assert await store.read() is not None
+
+    counts = RedisExposure(f"redis://supervisor:gate@127.0.0.1:{own_redis.port}", "ns", "one")
+    asked = await counts.ask({BAD: Ask(limit=10, requests=1, errors=1, keys_limit=1, keys=(b"a", b"b"))})
+    assert (asked[BAD].requests, asked[BAD].keys) == (1, (b"a",))
+    await counts.renew([BAD])
+    await counts.restart({BAD: 0})
+    await counts.aclose()
 
     watch = store.watch()
     await soon(anext(watch))
