@@ -185,6 +185,8 @@ class Exposures:
         return found
 
     async def aclose(self) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks)  # each has a time-out of its own
         await self._store.aclose()
 
     def _asks(
@@ -258,8 +260,13 @@ class Exposures:
         """Goes on when its caller is cancelled, with its worker: a call of Redis must not be cut in two."""
         task = asyncio.create_task(what)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waited was told
 
 
 def _is_newer(found: Count, known: Count | None) -> bool:

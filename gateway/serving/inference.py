@@ -162,7 +162,11 @@ class Inference:
         override = header(OVERRIDE_HEADER)
         key = None
         if override is None:
-            key = _key(route, request, header)
+            # `_key`, without the call.
+            if route.sticky_kind == "header":
+                key = header(route.sticky_name)
+            elif route.sticky_kind == "parameter":
+                key = _parameter(request, route.sticky_name)
             if key is not None:
                 chosen = route.chosen.get(key)
                 if chosen is not None:
