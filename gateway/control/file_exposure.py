@@ -46,6 +46,8 @@ class Counted(msgspec.Struct, kw_only=True):
 
 
 All = dict[str, Counted]
+_ALL = msgspec.json.Decoder(All)
+"""Made before there are threads: see `gateway.routing.state`."""
 
 
 def step(counted: Counted, ask: Ask, replica: str, now_us: int) -> Found:
@@ -131,7 +133,7 @@ class FileExposure:
         try:
             with _locked(self._path.parent):
                 before = self._path.read_bytes() if self._path.exists() else b"{}"
-                counts = msgspec.json.decode(before, type=All)
+                counts = _ALL.decode(before)
                 result = change(counts)
                 after = msgspec.json.encode(counts, order="deterministic")
                 if after != before:

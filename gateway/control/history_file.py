@@ -16,6 +16,8 @@ from gateway.control import state_file
 from gateway.control.store import HistoryRecord
 from gateway.routing.state import Revision
 
+_RECORD = msgspec.json.Decoder(HistoryRecord)
+"""Made before there are threads: see `gateway.routing.state`."""
 KEPT_LINES = 10_000
 """How many changes, and so op ids, are remembered. The file is cut when it holds twice as many."""
 
@@ -140,6 +142,6 @@ def _lines(path: Path, start: int) -> Iterator[tuple[int, HistoryRecord | None]]
 
 def _decode(line: bytes) -> HistoryRecord | None:
     try:
-        return msgspec.json.decode(line, type=HistoryRecord)
+        return _RECORD.decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None

@@ -303,3 +303,8 @@ def in_force(envelope: Envelope, state: State) -> InForce:
         commit_us=envelope.commit_us,
         base=Revision(*envelope.base),
     )
+
+
+# msgspec learns a type when it is first decoded, and two threads that do so at once crash the process: here, at
+# the import, there is one. What is decoded in threads later is known by then, and so is all that it holds.
+_KNOWN = [msgspec.json.Decoder(kind) for kind in (Envelope, State, Route, _SchemaOnly)]
