@@ -204,13 +204,13 @@ def not_a_number() -> onnx.ModelProto:
     )
 
 
-def needs_even_rows() -> onnx.ModelProto:
+def needs_even_rows(width: int = 3) -> onnx.ModelProto:
     """Reshapes its rows to pairs: one row, a warm-up's input, is not legal."""
     return _model(
         [helper.make_node("Reshape", ["input", "pairs"], ["output"])],
-        [tensor("input", "FP32", ["batch", 3])],
-        [tensor("output", "FP32", ["half", 2, 3])],
-        [numpy_helper.from_array(np.array([-1, 2, 3], np.int64), "pairs")],
+        [tensor("input", "FP32", ["batch", width])],
+        [tensor("output", "FP32", ["half", 2, width])],
+        [numpy_helper.from_array(np.array([-1, 2, width], np.int64), "pairs")],
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import msgspec
 
 from gateway.routing.state import (
     Deny,
     DenyKey,
+    Exposure,
     InForce,
     Pin,
     RegistryDeclaration,
@@ -27,14 +30,27 @@ def pin(label: str, **changed: str) -> Pin:
 
 
 def route(
-    weights: dict[str, float], *, previous: Iterable[str] = (), fallback: str | None = None, **options: Any
+    weights: dict[str, float],
+    *,
+    previous: Iterable[str] = (),
+    fallback: str | None = None,
+    limits: Mapping[str, Exposure] | None = None,
+    **options: Any,
 ) -> Route:
-    """`route({"stable 1": 90, "canary 2": 10})`: variants with their versions and per cents."""
+    """`route({"stable 1": 90, "canary 2": 10})`: variants with their versions and per cents.
+
+    `limits` are by variant.
+    """
     variants = {}
     for text, percent in weights.items():
         name, version = text.split()
         reference = f"local/digits@{version}"
-        variants[name] = Variant(pin=pin(version), reference=reference, weight_bp=round(percent * 100))
+        variants[name] = Variant(
+            pin=pin(version),
+            reference=reference,
+            weight_bp=round(percent * 100),
+            exposure=(limits or {}).get(name, msgspec.UNSET),
+        )
     return Route(
         variants=variants,
         fallback=fallback or next(iter(variants)),

@@ -14,6 +14,7 @@ from gateway.admin.audit import audit_routes
 from gateway.admin.auth import TRUSTED, AdminGuard
 from gateway.admin.changes import change_routes
 from gateway.admin.hooks import hook_routes
+from gateway.admin.leases import lease_routes
 from gateway.admin.problems import HANDLED, handle, handle_bug, handle_http
 from gateway.admin.replica import Replica
 from gateway.admin.requests import json_response
@@ -36,6 +37,7 @@ def admin_app(replica: Replica) -> Starlette:
             *change_routes(replica, PREFIX),
             *hook_routes(replica, PREFIX),
             *settle_routes(replica, PREFIX),
+            *lease_routes(replica, PREFIX),
         ],
         middleware=[Middleware(AdminGuard, token=replica.token, holders=replica.holders)],
         exception_handlers={

@@ -10,6 +10,7 @@ import msgspec
 from gateway.control.store import Member
 from gateway.routing.state import InForce, Pin, Route
 from gateway.routing.table import RouteEntry, compile_route, compile_table
+from gateway.telemetry.exposure import Exposed
 from gateway.telemetry.observations import Counts, Labels, quantile_s, requests_by_code
 from registry_client import ModelVersion
 
@@ -27,6 +28,18 @@ def route_documents(held: InForce, totals: Mapping[Labels, Counts]) -> list[Docu
 def route_document(held: InForce, name: str, totals: Mapping[Labels, Counts]) -> Document:
     """One route with all that is known of it. The name exists."""
     return _route(name, held.state.routes[name], compile_route(held, name), held, totals)
+
+
+def add_exposure(document: Document, exposed: Mapping[Labels, Exposed]) -> None:
+    """Adds `exposure` to each variant of a route's document that is limited and not denied."""
+    for variant, fields in document["variants"].items():
+        each = exposed.get(Labels(document["name"], variant, fields["version"]))
+        if each is not None:
+            fields["exposure"] = {
+                kind: {"used": each.used[kind], "limit": most} for kind, most in each.limits.items()
+            }
+            if each.lease_s is not None:
+                fields["exposure"]["lease"] = {"left_s": round(each.lease_s, 1)}
 
 
 def member_document(member: Member) -> Document:

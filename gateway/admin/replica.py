@@ -9,8 +9,10 @@ from gateway.admin.tokens import Holder
 from gateway.control.deliver import Deliverer
 from gateway.control.events import Events
 from gateway.control.operations import Operations
+from gateway.control.settlement import Settlement
 from gateway.control.store import Member, Store
 from gateway.control.versions import Versions
+from gateway.telemetry.exposure import Exposed
 from gateway.telemetry.metrics import TurnoutCollector
 from gateway.telemetry.observations import Counts, Labels
 
@@ -20,6 +22,7 @@ class Replica:
     """Collaborators, and questions that only the composition root can answer."""
 
     operations: Operations
+    settlement: Settlement
     deliverer: Deliverer
     store: Store
     versions: Versions
@@ -31,6 +34,7 @@ class Replica:
     member: Callable[[], Member]
     rollback: Callable[[str], Mapping[str, object]]
     """Where a rollback of a route leads, and whether every worker has proved that it answers."""
+    exposed: Callable[[], Mapping[Labels, Exposed]] = dict
     token: str = field(repr=False, default="")
     holders: Callable[[], Iterable[Holder]] | None = None
     """Of the file of tokens; None where there is none."""

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from gateway.admin.auth import HOLDER, short_of
 from gateway.admin.roles import Role
 from gateway.control.authors import author
-from gateway.control.operations import Outcome
+from gateway.control.committing import Outcome
 from gateway.control.store import Author
 from gateway.routing.manifest import SIZE_LIMIT_BYTES
 from gateway.routing.state import Revision

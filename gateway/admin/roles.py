@@ -34,6 +34,8 @@ WRITES: tuple[tuple[str, str, Role], ...] = (
     ("POST", f"{PREFIX}/hooks/alertmanager", Role.GUARD),
     ("PATCH", f"{PREFIX}/routes/{{route}}/weights", Role.OPERATOR),
     ("PATCH", f"{PREFIX}/weights", Role.OPERATOR),
+    ("POST", f"{PREFIX}/routes/{{route}}/lease", Role.OPERATOR),
+    ("POST", f"{PREFIX}/routes/{{route}}/variants/{{variant}}/lease", Role.OPERATOR),
 )
 """What needs less than a releaser. A plan is not here: it has registries asked that its manifest names."""
 

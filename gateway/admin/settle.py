@@ -31,9 +31,9 @@ class _Settle:
     async def restore(self, request: Request) -> Response:
         body = await read_body(request, _SettleBody)
         author = author_of(request, body.reason, body.op_id)
-        return outcome_response(await self._replica.operations.restore(author, if_match(request)))
+        return outcome_response(await self._replica.settlement.restore(author, if_match(request)))
 
     async def adopt(self, request: Request) -> Response:
         body = await read_body(request, _SettleBody)
         author = author_of(request, body.reason, body.op_id)
-        return outcome_response(await self._replica.operations.adopt(author, if_match(request)))
+        return outcome_response(await self._replica.settlement.adopt(author, if_match(request)))

@@ -55,6 +55,7 @@ class _Views:
         name = request.path_params["route"]
         route_of(held, name)
         document = documents.route_document(held, name, self._replica.totals())
+        documents.add_exposure(document, self._replica.exposed())
         return json_response(self._with_rollback(document), etag=str(held.revision))
 
     async def status(self, _: Request) -> Response:

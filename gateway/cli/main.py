@@ -27,6 +27,7 @@ _MODULES = {
     ),
     **dict.fromkeys(("get", "describe", "status", "cache"), "gateway.cli.views"),
     **dict.fromkeys(("history", "audit"), "gateway.cli.audit"),
+    "renew": "gateway.cli.leases",
     **dict.fromkeys(("resolve", "push"), "gateway.cli.registries"),
     "token": "gateway.cli.tokens",
 }

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from gateway.cli.admin_client import AdminClient, segment
+from gateway.cli.leases import exposure_lines
 from gateway.cli.output import moment, per_cent, say, show, size, table
 
 _OUTPUT = click.option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table")
@@ -109,6 +110,8 @@ def describe(admin: AdminClient, route: str, output: str) -> None:
             for name, variant in document["variants"].items()
         ],
     )
+    for line in exposure_lines(document["variants"]):
+        say(f"\nexposure    {line}")
     for deny in document["denies"]:
         by = f" by {deny['actor']}" if deny["actor"] else ""
         say(

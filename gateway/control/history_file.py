@@ -17,6 +17,8 @@ from gateway.control.chain import chained
 from gateway.control.store import HistoryRecord, Line
 from gateway.routing.state import InForce, Revision
 
+_RECORD = msgspec.json.Decoder(HistoryRecord)
+"""Made before there are threads: see `gateway.routing.state`."""
 KEPT_LINES = 10_000
 """How many changes, and so op ids, are remembered. The file is cut when it holds twice as many."""
 
@@ -170,6 +172,6 @@ def _lines(path: Path, start: int) -> Iterator[tuple[int, HistoryRecord | None]]
 
 def _decode(line: bytes) -> HistoryRecord | None:
     try:
-        return msgspec.json.decode(line, type=HistoryRecord)
+        return _RECORD.decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None

@@ -5,35 +5,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import Any
 
 import msgspec
 
 from gateway.control import signals
 from gateway.control.authors import shown
+from gateway.control.committing import RING_GRACE_S, Committing, Outcome, expect_revision
 from gateway.control.deliver import Deliverer
-from gateway.control.divergence import DIVERGED, Verdict, explain
+from gateway.control.divergence import DIVERGED, Verdict
+from gateway.control.exposure import Exposures
 from gateway.control.store import (
     Author,
     Committed,
     Conflict,
     Signal,
     Store,
-    StoreDiverged,
     StoreError,
-    StoreUnavailable,
 )
 from gateway.control.versions import Versions
 from gateway.control.weights_errors import WeightsRefused
 from gateway.routing import change
-from gateway.routing.change import ChangeRefused
+from gateway.routing.change import ChangeRefused, version_of
+from gateway.routing.exposure import Count, Trip, leased
 from gateway.routing.manifest import Manifest
 from gateway.routing.plan import Plan, make_plan
 from gateway.routing.state import (
-    EMPTY,
-    DamagedState,
     Deny,
     DenyKey,
     InForce,
@@ -45,9 +45,6 @@ from gateway.routing.state import (
 
 log = logging.getLogger(__name__)
 
-RING_GRACE_S = 2.0
-"""How long a change waits for this replica's workers before it is reported; a worker that hangs, or a long
-answer of a denied version, holds up nobody any longer. Who wants them all polls the acknowledgements."""
 KNOWN_GRACE_S = 0.25
 """How long a signal waits for the store to say whether it was obeyed before; past it, it is obeyed."""
 REFUSAL_LENGTH = 1000
@@ -55,29 +52,28 @@ STORE_GRACE_S = 0.5
 """How long a rollback waits for the store after it is in force here; past it, the reader publishes it."""
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a change. `published` is false while only this replica knows of it."""
-
-    revision: str
-    published: bool = True
-    changed: bool = True
-    message: str = ""
-    durable: bool | None = None
-    """False: in force, but a loss of the store's primary may undo it. None: not known, or nothing was written."""
-
-
 class Operations:
     """Every way to change the state goes through here, so each leaves one line in the history."""
 
-    def __init__(self, store: Store, deliverer: Deliverer, versions: Versions) -> None:
+    def __init__(
+        self,
+        store: Store,
+        deliverer: Deliverer,
+        versions: Versions,
+        exposures: Exposures | None = None,
+    ) -> None:
         self._store = store
+        self._exposures = exposures
         self._deliverer = deliverer
         self._versions = versions
+        self._committing = Committing(store, deliverer)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def plan(self, manifest: Manifest) -> Plan:
         """What applying a manifest would change now. Raises `RegistryError`, `ChangeRefused`."""
-        return make_plan(manifest, await self._versions.look_up_all(manifest), await self._current())
+        return make_plan(
+            manifest, await self._versions.look_up_all(manifest), await self._committing.current()
+        )
 
     async def apply(
         self, manifest: Manifest, author: Author, expect: Revision | None = None
@@ -86,8 +82,8 @@ class Operations:
 
         Raises `RegistryError`, `ChangeRefused`, `PrepareFailed`, `Conflict`, `StoreUnavailable`.
         """
-        held = await self._current()
-        _expect(held, expect)
+        held = await self._committing.current()
+        expect_revision(held, expect)
         pins = await self._versions.look_up_all(manifest)
         fetched = [self._fetch(reference, pin, manifest) for reference, pin in pins.items()]
         # Only now are all digests known, and with them what is denied.
@@ -96,6 +92,8 @@ class Operations:
         if not plan.changes and plan.state.manifest_sha256 == held.state.manifest_sha256:
             return plan, Outcome(revision=held.label, changed=False, message="nothing changes")
         await self._deliverer.prepare(plan.state, held.denies)
+        changed = [(n, r) for n, r in plan.state.routes.items() if r != held.state.routes.get(n)]
+        await self._renew([key for name, route in changed for key in leased(name, route)])
         return plan, await self._put(held, plan.state, author)
 
     async def _fetch(self, reference: str, pin: Pin, manifest: Manifest) -> Pin:
@@ -114,11 +112,14 @@ class Operations:
         self, routes: Mapping[str, Mapping[str, float]], author: Author, expect: Revision | None = None
     ) -> Outcome:
         """Several routes in one revision, all of them or none. Raises as `weights` does."""
-        held = await self._current()
-        _expect(held, expect)
+        held = await self._committing.current()
+        expect_revision(held, expect)
         state = change.set_weights_of(held, routes)
         if state == held.state:
             return Outcome(revision=held.label, changed=False, message="the weights are that already")
+        # Who sets weights is there to judge. First: a lease that lapsed while its weight was 0 is none.
+        judged = ((route, name) for route, percents in routes.items() for name in percents)
+        await self._renew([key for route, name in judged for key in leased(route, state.routes[route], name)])
         return await self._put(held, state, author)
 
     async def rollback(self, route: str, version: str | None, author: Author) -> Outcome:
@@ -138,6 +139,38 @@ class Operations:
             message = f"{', '.join(routes)} {'is' if len(routes) == 1 else 'are'} rolled back already"
             waiting = any(key.route in routes and deny.rev == 0 for key, deny in held.denies.items())
             return Outcome(revision=held.label, published=not waiting, changed=False, message=message)
+        return await self._deny(denies, author, held)
+
+    def exceeded(self, key: DenyKey, trip: Trip, count: Count | None) -> None:
+        """Denies a version that has reached a limit, or whose lease has lapsed: as a rollback does."""
+        held = self._deliverer.newest
+        version = version_of(held, key)
+        if version is None or key in held.denies:
+            return
+        log.warning("%s: version %s is denied: %s", key.route, version, trip.reason)
+        # Every replica comes to it by itself, and the history has one line for all.
+        count_id = f"{count.life}-{count.number}" if count is not None else secrets.token_hex(8)
+        author = Author(
+            actor=trip.actor, reason=trip.reason, op_id=f"{trip.actor}-{key.digest[:16]}-{count_id}"
+        )
+        self._start(self._deny({key: version}, author, held))
+
+    async def renew(self, route: str, variant: str | None) -> Outcome:
+        """Begins the lease of a variant, or of all that have one, anew. Raises as `weights` does."""
+        held = await self._committing.current()
+        keys = change.renew(held, route, variant)
+        await self._renew(keys)
+        versions = ", ".join(str(version_of(held, key)) for key in keys)
+        return Outcome(
+            revision=held.label, changed=False, message=f"{route}: the lease of version {versions} is renewed"
+        )
+
+    async def _renew(self, keys: Collection[DenyKey]) -> None:
+        if self._exposures is not None:
+            await self._exposures.renew(keys)
+
+    async def _deny(self, denies: Mapping[DenyKey, str], author: Author, held: InForce) -> Outcome:
+        """In force here when it returns, and committed, or left for the reader to publish."""
         # The store hears of it while the workers swap: neither waits for the other.
         committing = self._start(self._commit_rollback(denies, author, held))
         ringing = self._deliverer.deny_now(denies, author, time.time_ns() // 1000)
@@ -156,13 +189,16 @@ class Operations:
 
     async def allow(self, route: str, version: str, author: Author) -> Outcome:
         """Lifts a deny: the version takes its declared share again. Raises as `weights` does."""
-        held = await self._current()
+        held = await self._committing.current()
         keys = change.allow(held, route, version)
         denies = {key: deny for key, deny in held.denies.items() if key not in keys}
         after = msgspec.structs.replace(held, denies=denies)
         await self._deliverer.prepare(held.state, denies)
+        if self._exposures is not None:
+            # First: were the deny lifted with the old count in force, its limit would trip again.
+            await self._exposures.restart(keys)
         revision = await self._store.undeny(keys, author, change.summary(held, after))
-        await self._deliver(revision)
+        await self._committing.deliver(revision)
         return Outcome(
             revision=str(revision),
             message=f"{route}: version {version} is allowed again",
@@ -193,58 +229,6 @@ class Operations:
         error = shown(error, REFUSAL_LENGTH)  # it may quote what was sent
         log.warning("%s by %s is refused: %s", author.op_id, author.actor, error)
         await self._reject(author, error)
-
-    async def restore(self, author: Author, expect: Revision | None = None) -> Outcome:
-        """Gives the store what this replica holds, as the beginning of an epoch that every replica takes.
-
-        Raises `ChangeRefused`, `Conflict` where `expect` is not the store's revision, `StoreUnavailable`.
-        """
-        held = self._deliverer.newest
-        if held is EMPTY:
-            raise change.ChangeRefused("this replica holds no state that it could give to the store")
-        try:
-            stored = await self._store.read()
-        except StateError as error:
-            stored = _beside(error)
-        else:
-            verdict = self._deliverer.divergence.judge(held, stored)
-            if verdict is Verdict.TAKE and stored is not None and stored.revision > held.revision:
-                raise change.ChangeRefused(
-                    f"the store is at revision {stored.revision}, ahead of {held.revision} here: to restore that "
-                    "would undo what others changed. This replica is about to take it"
-                )
-        return await self._begin_epoch(held, stored, author, expect)
-
-    async def adopt(self, author: Author, expect: Revision | None = None) -> Outcome:
-        """The store's own document is right: the same new epoch, begun with that. Its weights are fetched and
-        loaded here first. Raises as `restore`, and `PrepareFailed`, `StateError`."""
-        stored = await self._store.read()
-        if stored is None:
-            raise change.ChangeRefused(
-                "the store is empty: there is nothing to adopt. turnout restore gives it what this replica holds"
-            )
-        _expect(stored, expect)
-        denies = {**self._deliverer.newest.denies, **stored.denies}
-        await self._deliverer.prepare(stored.state, denies)
-        held = msgspec.structs.replace(stored, denies=denies)
-        return await self._begin_epoch(held, stored, author, expect)
-
-    async def _begin_epoch(
-        self, held: InForce, stored: InForce | None, author: Author, expect: Revision | None
-    ) -> Outcome:
-        before = stored or EMPTY
-        _expect(before, expect)
-        members = await self._store.members()
-        epochs = [self._deliverer.newest.revision.epoch, *(member.epoch for member in members)]
-        after = msgspec.structs.replace(held, denies={**before.denies, **held.denies})
-        # Beside nothing, every route would be a change; and nothing changes of what serves.
-        changes = change.summary(before, after) if before.state.routes else []
-        revision = await self._store.restore(held, before.revision, author, changes, known_epoch=max(epochs))
-        await self._deliver(revision)
-        return Outcome(
-            revision=str(revision),
-            message=f"the store continues revision {held.revision} of {len(held.state.routes)} routes",
-        )
 
     async def signal(self, signal: Signal) -> None:
         """A request out of the `:signals` stream. What cannot be done leaves a line in the history, no more.
@@ -312,31 +296,14 @@ class Operations:
         except StoreError as error:
             log.warning("the denies of %s are not published yet: %s", author.op_id, error)
             return None
-        await self._offer_stored(revision)
+        await self._committing.offer(revision)
         return revision
 
     async def _put(self, held: InForce, state: State, author: Author) -> Outcome:
         after = msgspec.structs.replace(held, state=state)
         revision = await self._store.put(state, held.revision, author, change.summary(held, after))
-        await self._deliver(revision)
+        await self._committing.deliver(revision)
         return Outcome(revision=str(revision), durable=revision.durable)
-
-    async def _deliver(self, revision: Revision) -> None:
-        """Returns when the revision is in force here, or was refused, or takes longer than anybody waits."""
-        await self._offer_stored(revision)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(RING_GRACE_S):
-                await self._deliverer.wait_for(revision)
-
-    async def _offer_stored(self, revision: Revision) -> None:
-        # It is committed: where it cannot be read back now, the reader will.
-        with contextlib.suppress(StoreUnavailable, StateError):
-            held = self._deliverer.newest
-            stored = await self._store.read()
-            # Where something newer came to be held meanwhile, this would look like a loss.
-            newer = stored is not None and stored.revision >= max(revision, held.revision)
-            if newer and self._deliverer.newest.revision <= held.revision:
-                self._deliverer.offer(stored)
 
     def _why_unpublished(self) -> str:
         if self._deliverer.divergence.verdict in DIVERGED:
@@ -350,30 +317,6 @@ class Operations:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _current(self) -> InForce:
-        """What a change begins with. Raises `StoreDiverged`: a change must not decide by the way who is right."""
-        held = self._deliverer.newest
-        stored = await self._store.read()
-        verdict = self._deliverer.divergence.judge(held, stored)
-        if verdict in DIVERGED:
-            raise StoreDiverged(explain(verdict, held, stored))
-        if stored is not None:
-            return stored
-        others = [member for member in await self._store.members() if member.epoch]
-        if others:
-            raise StoreDiverged(
-                f"the store is empty, and {others[0].replica} holds revision {others[0].epoch}.{others[0].rev}: "
-                "give it to the store with turnout restore there"
-            )
-        return EMPTY
-
-
-def _beside(error: StateError) -> InForce:
-    """What is sound of a store whose document is not."""
-    if isinstance(error, DamagedState):
-        return InForce(revision=error.revision, state=State(), denies=error.denies)
-    return EMPTY
-
 
 def _denied(denies: Mapping[DenyKey, str]) -> str:
     by_route: dict[str, set[str]] = {}
@@ -382,8 +325,3 @@ def _denied(denies: Mapping[DenyKey, str]) -> str:
     return "; ".join(
         f"{route}: version {', '.join(sorted(versions))} is denied" for route, versions in by_route.items()
     )
-
-
-def _expect(held: InForce, expect: Revision | None) -> None:
-    if expect is not None and expect != held.revision:
-        raise Conflict(held.revision)

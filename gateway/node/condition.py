@@ -9,13 +9,16 @@ from typing import Any
 from gateway.admin.tokens import TokensFile
 from gateway.control.bootstrap import Bootstrap
 from gateway.control.deliver import Deliverer
+from gateway.control.exposure import Exposures
 from gateway.control.reader import Reader
 from gateway.control.store import Member
 from gateway.control.troubles import Trouble
+from gateway.node import exposure_calls
 from gateway.node.fetched import Fetched
 from gateway.node.pool import WorkerPool
 from gateway.node.rollbacks import Rollbacks
 from gateway.routing.state import EMPTY
+from gateway.telemetry.exposure import Exposed
 from gateway.telemetry.ledger import Ledger
 from gateway.telemetry.metrics import Standing
 from gateway.telemetry.observations import UNKNOWN, Labels
@@ -33,6 +36,7 @@ class Condition:
     ledger: Ledger
     fetched: Fetched
     rollbacks: Rollbacks
+    exposures: Exposures
     stopping: Callable[[], bool]
     tokens: TokensFile | None = None
 
@@ -49,6 +53,7 @@ class Condition:
             self.deliverer.error,
             self.deliverer.mirror_error,
             self.bootstrap.trouble,
+            self.exposures.trouble,
         ]
         found += self.deliverer.applied.errors
         if self.tokens is not None:
@@ -83,6 +88,9 @@ class Condition:
             if arm.variant == variant
         }
 
+    def exposed(self) -> dict[Labels, Exposed]:
+        return exposure_calls.exposed(self.exposures, self.deliverer.held)
+
     def standing(self) -> Standing:
         held = self.deliverer.held
         return Standing(
@@ -99,6 +107,7 @@ class Condition:
             worker_restarts=self.pool.restarts,
             cache_bytes=self.fetched.cache_bytes,
             fetched_bytes=self.fetched.total_bytes,
+            exposed=self.exposed(),
         )
 
     def member(self) -> Member:

@@ -24,14 +24,20 @@ from gateway.control import state_file
 from gateway.control.bootstrap import Bootstrap
 from gateway.control.deliver import Deliverer
 from gateway.control.events import Events
+from gateway.control.exposure import Exposures
+from gateway.control.exposure_store import ExposureStore
+from gateway.control.file_exposure import FileExposure
 from gateway.control.file_store import FileStore
 from gateway.control.operations import Operations
 from gateway.control.reader import Reader
+from gateway.control.redis_exposure import RedisExposure
 from gateway.control.redis_store import RedisStore
 from gateway.control.registries import Registries
+from gateway.control.settlement import Settlement
 from gateway.control.store import Store, StoreUnavailable
 from gateway.control.versions import Versions
 from gateway.control.weights import FetchProgress, WeightsCache
+from gateway.node import exposure_calls
 from gateway.node.condition import Condition
 from gateway.node.explicit_calls import ExplicitCalls
 from gateway.node.fetched import Fetched
@@ -84,6 +90,7 @@ class Supervisor:
             state_file=str(self._mirror),
             handlers={
                 "locate": self._locate,
+                "allowance": self._allowance,
                 "statistics": self._statistics,
                 "load": self._load,
                 "unload": self._unload,
@@ -100,7 +107,12 @@ class Supervisor:
             self.events,
         )
         self.store = _store(settings, self.replica)
-        self.operations = Operations(self.store, self.deliverer, self.versions)
+        self.exposures = Exposures(
+            _exposure_store(settings, self.replica),
+            self.deliverer,
+            on_trip=lambda key, trip, count: self.operations.exceeded(key, trip, count),
+        )
+        self.operations = Operations(self.store, self.deliverer, self.versions, self.exposures)
         self.reader = Reader(self.store, self.deliverer, self.operations, self.events)
         self._bootstrap = Bootstrap(
             settings.config, self.operations, self.deliverer, shared=self.store.shared
@@ -116,6 +128,7 @@ class Supervisor:
             ledger=self.ledger,
             fetched=self._fetched,
             rollbacks=self._rollbacks,
+            exposures=self.exposures,
             stopping=self._stopping.is_set,
             tokens=self._tokens,
         )
@@ -148,6 +161,7 @@ class Supervisor:
                     self.reader.run(),
                     self._bootstrap.run(self.reader.reached),
                     self._reports.run(),
+                    self.exposures.run(),
                     self._announce(),
                     *([self._tokens.run()] if self._tokens else []),
                     _serve(admin, self._admin_socket),
@@ -167,6 +181,7 @@ class Supervisor:
         tokens = self._tokens
         return Replica(
             operations=self.operations,
+            settlement=Settlement(self.store, self.deliverer),
             deliverer=self.deliverer,
             store=self.store,
             versions=self.versions,
@@ -175,6 +190,7 @@ class Supervisor:
             totals=self.condition.totals,
             ready=lambda: self.condition.ready,
             degraded=self.condition.degraded,
+            exposed=self.condition.exposed,
             member=self.condition.member,
             rollback=self._rollbacks.document,
             token=self._settings.admin_token,
@@ -186,6 +202,9 @@ class Supervisor:
     async def _locate(self, route: str, version: str) -> dict[str, Any]:
         located = await self._explicit.locate(self.deliverer.held, route, version)
         return {"pin": msgspec.to_builtins(located.pin), "path": located.path}
+
+    async def _allowance(self, wanted: dict[str, Any]) -> Any:
+        return await exposure_calls.allowance(self.exposures, wanted)
 
     async def _statistics(self, route: str | None, version: str | None) -> Any:
         return statistics_document(self.condition.totals(), route, version)
@@ -239,6 +258,7 @@ class Supervisor:
         await _end(tasks)
         with contextlib.suppress(StoreUnavailable):
             await self.store.leave()
+        await self.exposures.aclose()
         await self.store.aclose()
         await self._registries.aclose()
 
@@ -270,6 +290,13 @@ def _tokens(settings: Settings) -> TokensFile | None:
         return TokensFile(settings.tokens)
     except TokensError as error:
         raise SettingsError(f"--tokens: {error}") from error
+
+
+def _exposure_store(settings: Settings, replica: str) -> ExposureStore:
+    """Beside the state, where that is; its address was checked with it."""
+    if settings.redis:
+        return RedisExposure(settings.redis, settings.namespace, replica)
+    return FileExposure(settings.state_dir / "store", replica)
 
 
 def _last_known_good(path: Path) -> InForce | None:

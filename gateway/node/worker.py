@@ -29,6 +29,7 @@ from gateway.routing.documents import Documents
 from gateway.routing.state import EngineOptions, InForce, Pin, StateError
 from gateway.serving.engine import EngineError
 from gateway.serving.explicit import ExplicitVersions, Located
+from gateway.serving.exposure import Allowed, Quotas, Wanted
 from gateway.serving.heartbeat import Heartbeat
 from gateway.serving.inference import Inference
 from gateway.serving.live import EngineKey, Live, ServedArm
@@ -79,7 +80,7 @@ class Worker:
         self._config = config
         self._state_file = Path(config.state_file)
         memory = mmap.mmap(config.observations_fd, SIZE_BYTES)
-        self._live = Live(ObservationWriter(memoryview(memory)))
+        self._live = Live(ObservationWriter(memoryview(memory)), Quotas(self._allowance))
         load_threads = ThreadPoolExecutor(LOADS_AT_ONCE, thread_name_prefix="load")
         run_threads = RunThreads(config.run_threads)
         self._loader = Loader(loop, load_threads, run_threads, shared=config.workers > 1)
@@ -262,6 +263,11 @@ class Worker:
     async def _locate(self, route: str, version: str) -> Located:
         found = await self._ask("locate", route=route, version=version)
         return Located(msgspec.convert(found["pin"], Pin), found["path"])
+
+    async def _allowance(self, wanted: Wanted) -> Allowed:
+        return msgspec.convert(
+            await self._ask("allowance", wanted=msgspec.to_builtins(wanted, builtin_types=(bytes,))), Allowed
+        )
 
     async def _ask(self, method: str, **params: Any) -> Any:
         """The supervisor's answer. Raises `InferenceError`."""

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from gateway.routing.exposure import leased
 from gateway.routing.manifest import ManifestError, basis_points
 from gateway.routing.state import WHOLE_BP, DenyKey, InForce, Route, State, Variant
 from gateway.routing.table import RouteEntry, compile_route
@@ -150,6 +151,33 @@ def allow(held: InForce, route_name: str, version: str) -> list[DenyKey]:
         known = ", ".join(denied) or "none"
         raise UnknownName(f"version {version[:140]!r} is not denied on {route_name} (denied: {known})")
     return keys
+
+
+def renew(held: InForce, route_name: str, variant: str | None) -> list[DenyKey]:
+    """The versions whose leases are to begin anew: of one variant, or of all that have one."""
+    route = route_of(held, route_name)
+    if variant is not None:
+        variant_of(route_name, route, variant)
+    keys = leased(route_name, route, variant)
+    if not keys:
+        raise ChangeRefused(
+            f"{variant or 'no variant'} of {route_name} has {'no' if variant else 'a'} lease to renew: "
+            "a manifest gives one with lease"
+        )
+    denied = [held.denies[key].version for key in keys if key in held.denies]
+    if denied:
+        raise ChangeRefused(
+            f"version {denied[0]} is denied on {route_name}, and no lease brings it back: "
+            f"turnout allow {route_name} {denied[0]}"
+        )
+    return keys
+
+
+def version_of(held: InForce, key: DenyKey) -> str | None:
+    """For people: the version that a route's variants have under a digest; None where they have none."""
+    route = held.state.routes.get(key.route)
+    variants = route.variants.values() if route is not None else ()
+    return next((each.pin.version for each in variants if each.pin.digest == key.digest), None)
 
 
 def deny_orphans(held: InForce) -> list[DenyKey]:

@@ -35,6 +35,10 @@ class _Outline(msgspec.Struct):
     manifest_sha256: str = ""
 
 
+_KNOWN = msgspec.json.Decoder(_Outline)
+"""See `gateway.routing.state`: made before there are threads."""
+
+
 class _Known(NamedTuple):
     """The last document; replaced whole, so that readers in several threads need no lock."""
 

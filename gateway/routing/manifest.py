@@ -16,6 +16,7 @@ from gateway.routing.state import (
     WHOLE_BP,
     EngineOptions,
     ExplicitVersions,
+    Exposure,
     RegistryDeclaration,
 )
 from registry_client.errors import InvalidReference
@@ -26,6 +27,10 @@ DEPTH_LIMIT = 50
 RESERVED_VARIANTS = frozenset({"pinned"})
 """What metrics and headers call the requests that name their version themselves."""
 LONGEST_DURATION_MS = 30 * 24 * 3_600_000
+SHORTEST_LEASE_MS = 5_000
+"""A renewal takes up to two seconds to be heard by every replica, and the store may be slow."""
+LARGEST_LIMITS = {"requests": 10**12, "errors": 10**9, "keys": 100_000}
+"""Keys are held in the memory of every worker that sees them, 100 bytes each."""
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)(ms|s|m|h)")
 _UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}
 _STICKY = re.compile(r"none|(?:header|parameter):[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -51,6 +56,16 @@ class VariantSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     model: str
     weight: float | None = None
+    limit: dict[str, Any] = {}
+    lease: str | None = None
+
+
+class LimitSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How far a variant may be exposed, as it is written."""
+
+    requests: int | None = None
+    errors: int | None = None
+    keys: int | None = None
 
 
 class RouteSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,6 +90,7 @@ class _Top(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class DeclaredVariant(msgspec.Struct, frozen=True, kw_only=True):
     reference: ModelRef
     weight_bp: int
+    exposure: Exposure | msgspec.UnsetType = msgspec.UNSET
 
 
 class DeclaredRoute(msgspec.Struct, frozen=True, kw_only=True):
@@ -271,6 +287,7 @@ def _route(name: str, declared: Any, registries: dict[str, RegistryDeclaration])
             variant: DeclaredVariant(
                 reference=_reference(f"{path}.variants.{variant}.model", value.model, registries),
                 weight_bp=weights[variant],
+                exposure=_exposure(f"{path}.variants.{variant}", value, variant == fallback, spec.sticky),
             )
             for variant, value in variants.items()
         },
@@ -282,6 +299,23 @@ def _route(name: str, declared: Any, registries: dict[str, RegistryDeclaration])
         timeout_ms=duration_ms(f"{path}.timeout", spec.timeout),
         engine=_engine(f"{path}.engine", spec.engine),
     )
+
+
+def _exposure(path: str, spec: VariantSpec, fallback: bool, sticky: str) -> Exposure | msgspec.UnsetType:
+    written = msgspec.structs.asdict(_convert(f"{path}.limit", spec.limit, LimitSpec))
+    limits = {kind: value for kind, value in written.items() if value is not None}
+    for kind, value in limits.items():
+        if not 1 <= value <= LARGEST_LIMITS[kind]:
+            raise ManifestError(f"{path}.limit.{kind}", f"{value} is not in 1..{LARGEST_LIMITS[kind]}")
+    if "keys" in limits and sticky == "none":
+        raise ManifestError(f"{path}.limit.keys", "needs sticky keys, and the route has sticky: none")
+    lease_ms = 0 if spec.lease is None else duration_ms(f"{path}.lease", spec.lease)
+    if 0 < lease_ms < SHORTEST_LEASE_MS:
+        raise ManifestError(f"{path}.lease", f"{spec.lease} is shorter than {SHORTEST_LEASE_MS // 1000} s")
+    if fallback and (limits or lease_ms):
+        field = "limit" if limits else "lease"
+        raise ManifestError(f"{path}.{field}", "is on the fallback, which takes what others may not answer")
+    return Exposure(**limits, lease_ms=lease_ms) if limits or lease_ms else msgspec.UNSET
 
 
 def _with_words(declared: Any, fields: dict[str, tuple[bool, ...]]) -> Any:

@@ -7,8 +7,18 @@ from collections.abc import Mapping
 import msgspec
 
 from gateway.routing.change import ChangeRefused, describe_serving
+from gateway.routing.exposure import written
 from gateway.routing.manifest import DeclaredRoute, Manifest
-from gateway.routing.state import PREVIOUS_KEPT, EngineOptions, InForce, Pin, Route, State, Variant
+from gateway.routing.state import (
+    PREVIOUS_KEPT,
+    UNLIMITED,
+    EngineOptions,
+    InForce,
+    Pin,
+    Route,
+    State,
+    Variant,
+)
 from gateway.routing.table import compile_route
 
 _DEFAULT_ENGINE = EngineOptions()
@@ -80,6 +90,7 @@ def _plan_route(
             ),
             reference=str(variant.reference),
             weight_bp=variant.weight_bp,
+            exposure=variant.exposure,
         )
         for variant_name, variant in declared.variants.items()
     }
@@ -150,6 +161,7 @@ def _flatten(state: State, held: InForce) -> dict[str, str]:
             fields[f"{at}.version"] = _release(variant.pin)
             fields[f"{at}.weight"] = f"{variant.weight_bp / 100:g} %"
             fields[f"{at}.model"] = variant.reference
+            fields.update({f"{at}.{name}": text for name, text in written(variant.exposure or UNLIMITED)})
         for field in ("fallback", "sticky", "salt", "overrides", "explicit_versions", "timeout_ms"):
             fields[f"routes.{name}.{field}"] = _plain(getattr(route, field))
         for option in route.engine.__struct_fields__:

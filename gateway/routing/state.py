@@ -74,6 +74,24 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     overloaded; `off` leaves `max_queue` alone."""
 
 
+class Exposure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How far a version may be exposed, over all replicas, since it was last allowed; 0 is no limit."""
+
+    requests: int = 0
+    errors: int = 0
+    """Answers of 500 and more."""
+    keys: int = 0
+    """Different sticky keys."""
+    lease_ms: int = 0
+    """How long it may serve without anybody renewing its lease."""
+
+    def __bool__(self) -> bool:
+        return bool(self.requests or self.errors or self.keys or self.lease_ms)
+
+
+UNLIMITED = Exposure()
+
+
 class Variant(msgspec.Struct, frozen=True, kw_only=True):
     """One of the versions behind a route."""
 
@@ -81,6 +99,8 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     reference: str
     """As the manifest writes it: what `plan` resolves again."""
     weight_bp: int = 0
+    exposure: Exposure | msgspec.UnsetType = msgspec.UNSET
+    """Left out where there is none: documents without limits are written as they always were."""
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
@@ -229,6 +249,8 @@ def check_state(state: State) -> None:
                 raise StateError(
                     f"{at}.variants.{variant_name}.weight_bp {variant.weight_bp} is not in 0..{WHOLE_BP}"
                 )
+            if variant_name == route.fallback and variant.exposure:
+                raise StateError(f"{at}.variants.{variant_name} is the fallback and has a limit or a lease")
         total = sum(variant.weight_bp for variant in route.variants.values())
         if total not in (0, WHOLE_BP):
             raise StateError(f"{at}: the weights add up to {total / 100:g} %, not to 100 % (or all 0)")
@@ -296,3 +318,8 @@ def in_force(envelope: Envelope, state: State) -> InForce:
         base=Revision(*envelope.base),
         head=envelope.head,
     )
+
+
+# msgspec learns a type when it is first decoded, and two threads that do so at once crash the process: here, at
+# the import, there is one. What is decoded in threads later is known by then, and so is all that it holds.
+_KNOWN = [msgspec.json.Decoder(kind) for kind in (Envelope, State, Route, _SchemaOnly)]

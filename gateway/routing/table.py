@@ -12,7 +12,8 @@ from itertools import accumulate
 from math import log
 from typing import Any
 
-from gateway.routing.state import ExplicitVersions, InForce, Pin, Route, Variant
+from gateway.routing.exposure import limited
+from gateway.routing.state import ExplicitVersions, Exposure, InForce, Pin, Route, Variant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +99,11 @@ class RouteEntry:
         if self.spare is not None:
             pins.setdefault(self.spare.digest, self.spare)
         return tuple(pins.values())
+
+    @cached_property
+    def limited(self) -> Mapping[str, Exposure]:
+        """By digest: how far a version may be exposed, where that is limited."""
+        return limited(self.route, self.denied)
 
     @property
     def is_split(self) -> bool:

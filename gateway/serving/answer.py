@@ -106,6 +106,8 @@ class Answer(Work):
             self._refusing.refused.answered(code, duration_ns)
         else:
             self.observations.answered(code, duration_ns)
+            if code >= 500 and served.quota is not None:
+                served.quota.failed()
             self.served = None
             served.leave()
 

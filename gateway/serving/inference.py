@@ -47,17 +47,27 @@ class Inference:
     def foresee(self, route_name: str, header: Header) -> tuple[ServedArm | None, bool]:
         """The arm for a request with these headers, and whether every such request gets it at this snapshot.
 
-        None where that takes more than the headers, or no version may answer.
+        None where that takes more than the headers, or no version may answer. Of a version that is limited
+        each request is still to be spent.
         """
         route = self._live.snapshot.routes.get(route_name)
         if route is None or route.sticky_kind == "parameter" or header(OVERRIDE_HEADER) is not None:
             return None, True
         try:
             served = self._choose(route, NOTHING_ASKED, header)
+            sticky = route.sticky_kind == "header" and header(route.sticky_name) is not None
+            if served.quota is not None and served.quota.by_key:
+                if sticky:
+                    return None, True  # who has the head does not know the key
+                served = _stand_in(route, served)
         except InferenceError:
             return None, True
-        sticky = route.sticky_kind == "header" and header(route.sticky_name) is not None
         return served, sticky or not route.entry.is_split
+
+    def stand_in(self, decided: Decided) -> Decided:
+        """What answers in place of a limited version that may not. Raises `InferenceError`."""
+        snapshot, served = decided
+        return snapshot, _stand_in(snapshot.routes[served.labels.route], served)
 
     def start(
         self,
@@ -74,7 +84,8 @@ class Inference:
         Between reading the snapshot and leasing the engine there is no `await`: one request sees one
         revision. `started_ns` is `time.perf_counter_ns()` at the request's arrival. What was `decided` holds
         for as long as its snapshot does: were a variant drawn again for each request that failed with others,
-        the others' variants would answer for one that is broken, and it would look well.
+        the others' variants would answer for one that is broken, and it would look well. A limited version's
+        request was spent by who decided.
         """
         snapshot = self._live.snapshot
         route = snapshot.routes.get(route_name)
@@ -93,12 +104,16 @@ class Inference:
                 served = decided[1]
             elif version is None:
                 served = self._choose(route, request, header)
+                if served.quota is not None and not served.quota.spend(_key(route, request, header)):
+                    served = _stand_in(route, served)
             else:
                 found = self._explicit.find(route, version)
                 if found is None:
-                    self._load_and_run(answer, version, request, deadline_ns)
+                    self._load_and_run(answer, version, request, header, deadline_ns)
                     return answer
                 served = found
+                if served.quota is not None:
+                    _expose_explicit(route, served, _key(route, request, header))
             answer.queue(served, request, deadline_ns)
         except InferenceError as error:
             answer.fail(error)
@@ -147,6 +162,7 @@ class Inference:
         override = header(OVERRIDE_HEADER)
         key = None
         if override is None:
+            # `_key`, without the call.
             if route.sticky_kind == "header":
                 key = header(route.sticky_name)
             elif route.sticky_kind == "parameter":
@@ -167,7 +183,9 @@ class Inference:
             route.chosen[key] = served
         return served
 
-    def _load_and_run(self, answer: Answer, version: str, request: InferRequest, deadline_ns: int) -> None:
+    def _load_and_run(
+        self, answer: Answer, version: str, request: InferRequest, header: Header, deadline_ns: int
+    ) -> None:
         """The version is not loaded: its request waits for it off the common path, within its deadline."""
         route_name = answer.route_name
 
@@ -187,6 +205,8 @@ class Inference:
                     raise InferenceError(
                         503, "the version was unloaded meanwhile: try again", retry_after_s=1
                     )
+                if served.quota is not None:
+                    _expose_explicit(route, served, _key(route, request, header))
                 answer.queue(served, request, deadline_ns)
             except InferenceError as error:
                 answer.fail(error)
@@ -215,6 +235,31 @@ def _unavailable(route: LiveRoute, arm: Arm | None) -> InferenceError:
     )
 
 
+def _stand_in(route: LiveRoute, served: ServedArm) -> ServedArm:
+    """What answers in place of a version that may not be exposed further. Raises `InferenceError`."""
+    fallback = route.entry.fallback
+    found = route.served(fallback) if fallback is not None else None
+    if found is None:
+        raise InferenceError(
+            503,
+            f"version {served.pin.version} of route '{route.entry.name}' may not be exposed further, "
+            "and its fallback is not loaded",
+            retry_after_s=1,
+        )
+    return found
+
+
+def _expose_explicit(route: LiveRoute, served: ServedArm, key: bytes | None) -> None:
+    """Spends a request that names its version itself: no other one may answer it. Raises `InferenceError`."""
+    if served.quota is not None and not served.quota.spend(key):
+        raise InferenceError(
+            503,
+            f"version {served.pin.version} of route '{route.entry.name}' may not be exposed further now: "
+            "it has a limit or a lease",
+            retry_after_s=1,
+        )
+
+
 def _override(route: LiveRoute, variant: str) -> Arm:
     try:
         arm = route.entry.overrides_to(variant)
@@ -226,6 +271,13 @@ def _override(route: LiveRoute, variant: str) -> Arm:
             404, f"route '{route.entry.name}' has no variant '{variant[:140]}' (it has: {known})"
         )
     return arm
+
+
+def _key(route: LiveRoute, request: InferRequest, header: Header) -> bytes | None:
+    """The request's sticky key."""
+    if route.sticky_kind == "header":
+        return header(route.sticky_name)
+    return _parameter(request, route.sticky_name) if route.sticky_kind == "parameter" else None
 
 
 def _parameter(request: InferRequest, name: bytes) -> bytes | None:

@@ -10,6 +10,7 @@ from gateway.routing.state import EMPTY, EngineOptions, InForce, Pin
 from gateway.routing.table import Arm, RouteEntry, Tables
 from gateway.serving.batching import Batcher
 from gateway.serving.engine import Engine
+from gateway.serving.exposure import Quota, Quotas
 from gateway.serving.validation import Checker
 from gateway.telemetry.observations import UNKNOWN, Labels, ObservationWriter, VersionObservations
 
@@ -67,7 +68,7 @@ class LoadedVersion:
 class ServedArm:
     """A variant of a route with the loaded version that answers for it; lives across snapshots."""
 
-    __slots__ = ("_block", "_idle", "_in_flight", "_writer", "digest", "labels", "loaded", "pin")
+    __slots__ = ("_block", "_idle", "_in_flight", "_writer", "digest", "labels", "loaded", "pin", "quota")
 
     def __init__(self, labels: Labels, pin: Pin, loaded: LoadedVersion, writer: ObservationWriter) -> None:
         self.labels = labels
@@ -75,6 +76,8 @@ class ServedArm:
         self.digest = pin.digest
         self.loaded = loaded
         self._writer = writer
+        self.quota: Quota | None = None
+        """What each request must be spent from, None where the version is not limited."""
         self._block: VersionObservations | None = None
         self._in_flight = 0
         self._idle: list[Callable[[], None]] = []
@@ -221,8 +224,9 @@ class Live:
     A swap makes anew only what has changed: with 10,000 routes, one that is rolled back is one of them.
     """
 
-    def __init__(self, observations: ObservationWriter) -> None:
+    def __init__(self, observations: ObservationWriter, quotas: Quotas | None = None) -> None:
         self._observations = observations
+        self._quotas = quotas if quotas is not None else Quotas()
         self.unknown = UnknownRoute(observations)
         self._tables = Tables()
         self._served: dict[str, _Served] = {}
@@ -271,6 +275,7 @@ class Live:
         self._explicit_routes = {name for name in self._explicit_routes & changed if self._has_explicit(name)}
         gone = self._retire_arms(before)
         for name in removed:
+            self._quotas.forget(name)
             self._observations.retire(Labels(name, "", ""))
         denied = [arm for arm in gone if (arm.labels.route, arm.digest) in held.denies]
         self._leaving = [arm for arm in (*self._leaving, *denied) if arm.busy]
@@ -296,7 +301,9 @@ class Live:
         name = route.entry.name
         self._explicit_routes.add(name)
         served = self._served.setdefault(name, {})
-        return self._served_arm(Labels(name, PINNED, pin.version), pin, loaded, served, served)
+        arm = self._served_arm(Labels(name, PINNED, pin.version), pin, loaded, served, served)
+        arm.quota = self._quotas.of(route.entry).get(pin.digest)
+        return arm
 
     def forget_explicit(self, route: str, pin: Pin) -> None:
         """The version was only loaded because somebody named it, and it is not wanted any more."""
@@ -319,7 +326,15 @@ class Live:
             allowed = labels.variant == PINNED and explicit.digest not in entry.denied
             if allowed and key in self.engines:
                 served[labels, key] = explicit
+        self._limit(entry, served)
         return LiveRoute(entry, arms, self.engines.keys(), self._observations)
+
+    def _limit(self, entry: RouteEntry, served: _Served) -> None:
+        quotas = self._quotas.of(entry)
+        for (labels, _), arm in served.items():
+            # The fallback answers for all others, also with an earlier version that a limit is on.
+            own = labels.variant != entry.route.fallback
+            arm.quota = quotas.get(arm.digest) if quotas and own else None
 
     def _served_arm(
         self, labels: Labels, pin: Pin, loaded: LoadedVersion, before: _Served, served: _Served

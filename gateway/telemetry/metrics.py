@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from gateway.telemetry import observations as obs
+from gateway.telemetry.exposure import Exposed, exposure_metrics
 from gateway.telemetry.observations import Counts, Labels
 
 LATENCY_BOUNDS_S = (
@@ -39,6 +40,7 @@ class Standing:
     fetched_bytes: int
     troubles: Mapping[str, bool] = field(default_factory=dict)
     """Every kind of trouble between this replica and the store, and whether it is so now."""
+    exposed: Mapping[Labels, Exposed] = field(default_factory=dict)
 
 
 class Flips:
@@ -67,7 +69,9 @@ class TurnoutCollector(Collector):
         yield _requests(totals)
         yield from _concurrency(totals)
         yield from _histograms(totals)
-        yield from _standing(self.standing())
+        standing = self.standing()
+        yield from _standing(standing)
+        yield from exposure_metrics(standing.exposed)
         flips = HistogramMetricFamily(
             "turnout_flip_seconds", "From a change's commit to the last worker's swap, by the store's clock."
         )

@@ -22,6 +22,7 @@ from uvicorn.server import ServerState
 
 from gateway.serving.batching import Work
 from gateway.serving.engine import Signature
+from gateway.serving.exposure import Quota
 from gateway.serving.inference import Decided, Inference
 from gateway.serving.live import ServedArm
 from gateway.serving.run_outputs import RunOutputs
@@ -168,6 +169,9 @@ class Collector:
             # A change came in the same tick: what was decided does not hold any more.
             self._ask_again(waiting)
             return
+        quota = self._served.quota
+        if quota is not None:
+            waiting = self._expose(waiting, quota)
         most = self._served.loaded.batcher.max_batch_size
         for start in range(0, len(waiting), most):
             requests = waiting[start : start + most]
@@ -176,6 +180,22 @@ class Collector:
             except Exception:
                 log.exception("requests could not be queued as one")
                 self._ask_again(requests)
+
+    def _expose(self, waiting: list[Request], quota: Quota) -> list[Request]:
+        """Those that the limits of the version let through; of the others its stand-in is asked at once."""
+        through: list[Request] = []
+        others: list[Request] = []
+        for request in waiting:
+            (through if quota.spend() else others).append(request)
+        if others:
+            try:
+                instead = self._shared.inference.stand_in(self._decided)
+            except InferenceError as error:
+                unable = error
+                self._each(others, lambda connection, _: connection.fail(self._decided, unable))
+            else:
+                self._each(others, lambda connection, body: connection.start_again(body, instead))
+        return through
 
     def _queue(self, requests: list[Request]) -> None:
         read = self._form.read

@@ -32,6 +32,7 @@ from gateway.control.store import Member
 from gateway.control.versions import Versions
 from gateway.control.weights import WeightsCache
 from gateway.node.fetched import Fetched
+from gateway.node.flip_times import FlipTimes
 from gateway.node.reports import Reports
 from gateway.routing.state import EngineOptions, InForce, Pin
 
@@ -59,8 +60,8 @@ class NotingStore(RedisStore):
         super().__init__(url, namespace, replica)
         self._row = row
 
-    async def report(self, member: Member) -> Any:
-        applied = await super().report(member)  # type: ignore[func-returns-value]
+    async def report(self, member: Member) -> int:
+        applied = await super().report(member)
         if not self._row[member.rev]:
             self._row[member.rev] = time.monotonic_ns()
         return applied
@@ -109,7 +110,16 @@ class Replica:
         operations = Operations(self.store, self._deliverer, versions)
         self._reader = Reader(self.store, self._deliverer, operations, events)
         weights = cast(WeightsCache, NoWeights())
-        self._reports = Reports(self.store, self._member, events, weights, Fetched())
+        self._reports = Reports(
+            self.store,
+            lambda: self._deliverer.held,
+            self._member,
+            FlipTimes(lambda _: None),
+            events,
+            weights,
+            Fetched(),
+            self._reader.troubles,
+        )
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:

@@ -41,6 +41,7 @@ def replica(plane: ControlPlane, **changed: Any) -> Replica:
     )  # fmt: skip
     fields: dict[str, Any] = {
         "operations": plane.operations,
+        "settlement": plane.settlement,
         "deliverer": plane.deliverer,
         "store": plane.store,
         "versions": plane.versions,

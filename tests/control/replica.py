@@ -15,6 +15,7 @@ from gateway.control.events import Events
 from gateway.control.operations import Operations
 from gateway.control.reader import Reader
 from gateway.control.registries import Registries
+from gateway.control.settlement import Settlement
 from gateway.control.store import Author, Store
 from gateway.control.versions import Versions
 from gateway.control.weights import WeightsCache
@@ -83,6 +84,7 @@ class ControlPlane:
         self.events = Events()
         self.deliverer = Deliverer(self.mirror, self.versions, self.workers, self.events)
         self.operations = Operations(store, self.deliverer, self.versions)
+        self.settlement = Settlement(store, self.deliverer)
         self.reader = Reader(store, self.deliverer, self.operations, self.events)
         self._tasks: list[asyncio.Task[Any]] = []
 

@@ -157,7 +157,7 @@ class TestAnEmptiedStore:
         # Rolled back on one, restored by the other: nobody has heard of the deny.
         outcome = await soon(one.operations.rollback("number", None, author("r", "wrong digits")))
         assert not outcome.published and "not what this replica holds" in outcome.message
-        restored = await soon(other.operations.restore(author("restore")))
+        restored = await soon(other.settlement.restore(author("restore")))
         assert restored.revision == "2.1"
         await in_both(two, (2, 2))
         assert one.workers.denied == other.workers.denied == {"2"}
@@ -184,7 +184,7 @@ class TestAnEmptiedStore:
         with pytest.raises(StoreDiverged, match="turnout restore"):
             await one.apply()
         with pytest.raises(ChangeRefused, match="the store is empty"):
-            await one.operations.adopt(author("a"))
+            await one.settlement.adopt(author("a"))
         assert await one.store.read() is None
 
     async def test_a_new_replica_does_not_begin_anew_in_it(
@@ -209,14 +209,14 @@ class TestAnEmptiedStore:
         await late.deliverer.start(one.deliverer.held)
         await soon(one.operations.weights("number", {"canary": 50}, author("w")))
         with pytest.raises(ChangeRefused, match=r"at revision 1\.2, ahead of 1\.1 here"):
-            await late.operations.restore(author("r"))
+            await late.settlement.restore(author("r"))
         await in_both(two, (1, 2))
 
     async def test_a_replica_that_holds_nothing_has_nothing_to_give(
         self, replicas: Callable[[str], ControlPlane]
     ) -> None:
         with pytest.raises(ChangeRefused, match="holds no state"):
-            await replicas("one").operations.restore(author("r"))
+            await replicas("one").settlement.restore(author("r"))
 
     async def test_a_new_line_of_the_same_epoch_is_a_fork_however_far_it_comes(
         self, two: tuple[ControlPlane, ControlPlane], meddler: Meddler
@@ -265,7 +265,7 @@ class TestAFork:
         assert not outcome.published and one.workers.denied == {"2"}
         stored = await one.store.read()
         assert stored is not None and stored.denies == {}
-        adopted = await soon(other.operations.adopt(author("a")))
+        adopted = await soon(other.settlement.adopt(author("a")))
         assert adopted.revision == "2.1"
         await in_both(two, (2, 2))
         assert one.deliverer.held.state == other.deliverer.held.state == stored.state
@@ -278,7 +278,7 @@ class TestAFork:
     ) -> None:
         one, _ = two
         before = await fork(two, meddler)
-        assert (await soon(one.operations.restore(author("r")))).revision == "2.1"
+        assert (await soon(one.settlement.restore(author("r")))).revision == "2.1"
         await in_both(two, (2, 1))
         stored = await one.store.read()
         assert stored is not None and stored.state == before.state
@@ -336,7 +336,7 @@ class TestARegressedStore:
         meddler.restore(stale)
         with pytest.raises(StoreDiverged, match=r"went back to revision 1\.1"):
             await one.operations.weights("number", {"canary": 20}, author("w2"))
-        await soon(one.operations.restore(author("r"), Revision(1, 1)))
+        await soon(one.settlement.restore(author("r"), Revision(1, 1)))
         await in_both(two, (2, 1))
         stored = await one.store.read()
         assert stored is not None and stored.state.routes["number"].variants["canary"].weight_bp == 5000
@@ -388,7 +388,7 @@ class TestSignals:
         meddler.signal(action="rollback", route="number", reason="5xx", actor="pager")
         for plane in two:
             await plane.hears_of_denies("2")
-        await soon(one.operations.restore(author("restore")))
+        await soon(one.settlement.restore(author("restore")))
         for plane in two:
             await until(lambda plane=plane: plane.reader.trouble == "")  # type: ignore[misc]
             assert plane.deliverer.held.revision.epoch == 2

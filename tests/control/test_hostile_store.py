@@ -243,7 +243,7 @@ class TestADocumentThatCannotBe:
         assert plane.deliverer.held.state == before[1] and plane.deliverer.held.revision == before[0]
         lines = [line for line in await plane.store.history() if line.type == "reject"]
         assert len(lines) == 1 and says in lines[0].reason
-        restored = await soon(plane.operations.restore(author("restore")))
+        restored = await soon(plane.settlement.restore(author("restore")))
         assert restored.revision == "2.1"
         await until(lambda: plane.reader.trouble == "", lambda: plane.reader.troubles.texts)
         assert plane.deliverer.held.state == before[1] and plane.workers.denied == {"2"}

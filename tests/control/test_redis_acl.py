@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import redis
 
+from gateway.control.exposure_store import Ask
+from gateway.control.redis_exposure import RedisExposure
 from gateway.control.redis_store import RedisStore
 from gateway.control.store import StoreUnavailable
 from gateway.routing.state import Revision
@@ -26,6 +28,13 @@ async def test_each_user_can_do_its_work_and_no_more(own_redis: RedisServer) -> 
     own_redis.restart("--aclfile", str(CONFIGS / "users.acl"))
     store = RedisStore(_url(own_redis), "default", "one")
     await _all_that_a_replica_does(store)
+
+    counts = RedisExposure(f"redis://supervisor:gate@127.0.0.1:{own_redis.port}", "ns", "one")
+    asked = await counts.ask({BAD: Ask(limit=10, requests=1, errors=1, keys_limit=1, keys=(b"a", b"b"))})
+    assert (asked[BAD].requests, asked[BAD].keys) == (1, (b"a",))
+    await counts.renew([BAD])
+    await counts.restart({BAD: 0})
+    await counts.aclose()
 
     watch = store.watch()
     await soon(anext(watch))

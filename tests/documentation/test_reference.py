@@ -13,7 +13,7 @@ import pytest
 from gateway.admin import problems
 from gateway.cli.main import turnout
 from gateway.cli.serve import serve
-from gateway.routing.manifest import RouteSpec, VariantSpec
+from gateway.routing.manifest import LimitSpec, RouteSpec, VariantSpec
 from gateway.routing.state import EngineOptions
 from gateway.telemetry.metrics import Standing, TurnoutCollector
 from registry_client.client import registry_types
@@ -64,7 +64,7 @@ def test_no_setting_that_is_gone() -> None:
 
 
 @pytest.mark.parametrize(
-    "struct", [RouteSpec, VariantSpec, EngineOptions], ids=lambda struct: struct.__name__
+    "struct", [RouteSpec, VariantSpec, LimitSpec, EngineOptions], ids=lambda struct: struct.__name__
 )
 def test_every_field_of_a_manifest(struct: type[msgspec.Struct]) -> None:
     assert set(struct.__struct_fields__) <= documented("manifest")
@@ -72,7 +72,9 @@ def test_every_field_of_a_manifest(struct: type[msgspec.Struct]) -> None:
 
 def test_no_field_that_is_gone() -> None:
     known = {
-        field for struct in (RouteSpec, VariantSpec, EngineOptions) for field in struct.__struct_fields__
+        field
+        for struct in (RouteSpec, VariantSpec, LimitSpec, EngineOptions)
+        for field in struct.__struct_fields__
     }
     assert documented("manifest") == known | {"type"}
 

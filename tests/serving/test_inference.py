@@ -13,6 +13,7 @@ import pytest
 from gateway.routing.state import Route
 from gateway.serving.engine import Array, Signature
 from gateway.serving.explicit import ExplicitVersions, Located
+from gateway.serving.exposure import Quotas
 from gateway.serving.inference import Answer, Inference
 from gateway.serving.live import EngineKey, Live, LoadedVersion
 from gateway.serving.loading import Loader
@@ -36,10 +37,11 @@ class Desk:
         versions: str = "12",
         threads: Any = None,
         signature: Signature = ROWS,
+        quotas: Quotas | None = None,
         **options: Any,
     ) -> None:
         self.writer = observing()
-        self.live = Live(self.writer)
+        self.live = Live(self.writer, quotas)
         self.loop = asyncio.get_running_loop()
         self.engines = {version: FakeEngine(signature, adds=100.0 * int(version)) for version in versions}
         for version, engine in self.engines.items():

@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from gateway.telemetry import observations as obs
+from gateway.telemetry.exposure import Exposed
 from gateway.telemetry.metrics import (
     FLIP_BOUNDS_S,
     LATENCY_BOUNDS_S,
@@ -39,6 +40,12 @@ STANDING = Standing(
     cache_bytes=10**12,
     fetched_bytes=5,
     troubles={"fork": True, "emptied": False},
+    exposed={
+        Labels("digits", "canary", "2"): Exposed(
+            used={"requests": 40, "errors": 0}, limits={"requests": 100, "errors": 5}, lease_s=9.5
+        ),
+        Labels("digits", "b", "3"): Exposed(used={"keys": 1}, limits={"keys": 2}, lease_s=None),
+    },
 )
 PLAIN = "text/plain"
 OPEN = "application/openmetrics-text; version=1.0.0"
@@ -126,6 +133,13 @@ def test_the_standing(accept: str) -> None:
     assert of(read, "turnout_worker_restarts_total") == 4
     assert of(read, "turnout_weights_cache_bytes") == 10**12
     assert of(read, "turnout_weights_fetch_bytes_total") == 5
+    canary, other = labelled(Labels("digits", "canary", "2")), labelled(Labels("digits", "b", "3"))
+    assert of(read, "turnout_exposure", **canary, kind="requests") == 40
+    assert of(read, "turnout_exposure", **canary, kind="errors") == 0
+    assert of(read, "turnout_exposure_limit", **canary, kind="errors") == 5
+    assert of(read, "turnout_exposure_limit", **other, kind="keys") == 2
+    assert of(read, "turnout_lease_seconds", **canary) == 9.5
+    assert sum(name == "turnout_lease_seconds" for name, _ in read) == 1
 
 
 def test_the_names_are_those_that_dashboards_and_alerts_use() -> None:
@@ -139,6 +153,9 @@ def test_the_names_are_those_that_dashboards_and_alerts_use() -> None:
         ("turnout_engine_duration_seconds", "histogram"),
         ("turnout_batch_size", "histogram"),
         ("turnout_route_weight", "gauge"),
+        ("turnout_exposure", "gauge"),
+        ("turnout_exposure_limit", "gauge"),
+        ("turnout_lease_seconds", "gauge"),
         ("turnout_rollback_ready", "gauge"),
         ("turnout_state_revision", "gauge"),
         ("turnout_control_plane_age_seconds", "gauge"),
