@@ -1,0 +1,222 @@
+"""Two replicas with two workers each over one real store, and what can be asked of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import redis
+
+from registry_client.adapters.directory import publish
+from tests import models
+from tests.faults.history import Label, Standing
+from tests.servers.gateway import Gateway, wait_for
+
+ROUTES = ("alpha", "beta", "gamma", "delta")
+PREFIX = "{turnout:default}:"
+TIMEOUT_S = 2.0
+"""Of a call that only looks; a frozen replica answers none."""
+CHANGE_TIMEOUT_S = 25.0
+"""Of a call that changes something: longer than anything here is frozen, so that none is given up and yet done."""
+WHOLE_S = 60.0
+_REGISTRY = "registries:\n  local: {{type: directory, path: {path}}}\nroutes:\n"
+_ROUTE = """  {route}:
+    sticky: header:turnout-key
+    variants:
+      stable: {{model: local/number@1, weight: 50}}
+      canary: {{model: local/number@2, weight: 50}}
+"""
+
+
+class Replica:
+    """One gateway on ports that outlive it."""
+
+    def __init__(self, number: int, directory: Path, manifest: str, *options: str) -> None:
+        self.number = number
+        self.data_port, self.admin_port = free_port(), free_port()
+        ports = ("--port", str(self.data_port), "--admin-port", str(self.admin_port), "--grpc-port", "off")
+        self.gateway = Gateway(directory, manifest, "--workers", "2", *ports, *options)
+        self._logs: list[str] = []
+
+    @property
+    def admin(self) -> str:
+        return f"http://127.0.0.1:{self.admin_port}"
+
+    @property
+    def log(self) -> str:
+        return "".join(self._logs) + self.gateway.log
+
+    @property
+    def pid(self) -> int:
+        assert self.gateway.process is not None
+        return self.gateway.process.pid
+
+    def start(self) -> None:
+        self.gateway.start()
+
+    def restart(self) -> None:
+        """SIGKILL, and a new life on the same disk as soon as the workers have let go of the port."""
+        workers = self.gateway.worker_pids()
+        self.gateway.kill()
+        wait_for(lambda: all(gone(pid) for pid in workers), WHOLE_S)
+        self._logs.append(self.gateway.log)
+        self.gateway.start()
+
+    def get(self, path: str) -> Any:
+        """A document of the admin listener, None where it does not answer."""
+        try:
+            response = httpx.get(f"{self.admin}{path}", timeout=TIMEOUT_S)
+            return response.json()
+        except (httpx.HTTPError, ValueError):
+            return None
+
+    def degraded(self) -> list[str]:
+        """What it says is wrong."""
+        document = self.get("/readyz")
+        if document is None:
+            return ["it does not answer"]
+        return [*document["degraded"], *([] if document["ready"] else ["not ready"])]
+
+    def standing(self, route: int) -> Standing:
+        document = httpx.get(f"{self.admin}/api/v1/routes/{ROUTES[route]}", timeout=TIMEOUT_S).json()
+        canary = document["variants"]["canary"]
+        denied = int(canary["denied"] is not None)
+        return Standing(
+            where=f"replica {self.number}", route=route, denied=denied, weight=round(canary["weight"])
+        )
+
+
+class Fleet:
+    """Replicas over one store. `store` is its client, None where the store is a replica's own file."""
+
+    def __init__(self, directory: Path, url_of: list[str], *, workers: int = 2) -> None:
+        """`url_of`: where each replica finds the store; "" for one of its own."""
+        for version in (1, 2):
+            source = models.save(models.constant(float(version)), directory / f"v{version}" / "model.onnx")
+            publish(directory / "models", "number", source, version=str(version))
+        manifest = _REGISTRY.format(path=directory / "models")
+        manifest += "".join(_ROUTE.format(route=route) for route in ROUTES)
+        self.replicas = [
+            Replica(number, directory / f"replica{number}", manifest, *(("--redis", url) if url else ()))
+            for number, url in enumerate(url_of)
+        ]
+        self.names: dict[str, int] = {}
+        """What each replica calls itself, of all its lives."""
+
+    def start(self) -> None:
+        for replica in self.replicas:
+            replica.start()
+            self.learn(replica)
+        self.wait_whole()
+
+    def learn(self, replica: Replica) -> None:
+        """Its name: it has another one in every life."""
+        document = wait_for(lambda: replica.get("/api/v1/status"), WHOLE_S, lambda: replica.log)
+        self.names[document["replica"]] = replica.number
+
+    def wait_whole(self) -> None:
+        """Returns when no replica says that anything is wrong."""
+        wait_for(lambda: not any(self.troubles()), WHOLE_S, lambda: str(self.troubles()), every_s=0.02)
+
+    def troubles(self) -> list[list[str]]:
+        return [replica.degraded() for replica in self.replicas]
+
+    def kill(self) -> None:
+        for replica in self.replicas:
+            replica.gateway.kill()
+
+    @contextlib.contextmanager
+    def clients(self, answers: Path, *, connections: int, span_ms: int) -> Iterator[None]:
+        """Clients that ask every replica until the block ends."""
+        targets = [f"127.0.0.1:{replica.data_port}:{connections}" for replica in self.replicas]
+        command = [sys.executable, "-m", "tests.faults.clients", str(answers), str(span_ms), *targets]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+        ) as asking:
+            assert asking.stdin is not None
+            asking.stdin.write(" ".join(ROUTES) + "\n")
+            asking.stdin.flush()
+            try:
+                yield
+                assert asking.poll() is None, "the clients ended by themselves"
+            finally:
+                asking.stdin.close()
+
+
+class StoreView:
+    """What lies in the shared store, read past the gateway."""
+
+    def __init__(self, connect: Any) -> None:
+        """`connect()` gives a client of what is the primary now."""
+        self._connect = connect
+
+    def signal(self, fields: dict[str, str]) -> str:
+        with self._connect() as client:
+            return str(client.xadd(PREFIX + "signals", fields).decode())
+
+    def revision(self) -> tuple[int, int] | None:
+        with self._connect() as client:
+            epoch, rev = client.hmget(PREFIX + "state", "epoch", "rev")
+        return (int(epoch), int(rev)) if epoch and rev else None
+
+    def deny_label(self, route: str) -> Label | None:
+        """The revision of the deny on a route's canary, None where there is none."""
+        with self._connect() as client:
+            pipe = client.pipeline()
+            pipe.hget(PREFIX + "state", "epoch")
+            pipe.hgetall(PREFIX + "deny")
+            epoch, denies = pipe.execute()
+        found = [json.loads(deny) for key, deny in denies.items() if key.decode().startswith(f"{route}|")]
+        return Label(int(epoch), found[0]["rev"]) if epoch and found else None
+
+    def is_lost(self, signal_id: str) -> bool:
+        """Whether a signal has gone with what the store has lost."""
+        with self._connect() as client:
+            return not client.xrange(PREFIX + "signals", signal_id, signal_id)
+
+    def handled(self, signal_id: str) -> bool:
+        """Whether a signal is done with, and all before it."""
+        with self._connect() as client:
+            seen = client.hget(PREFIX + "state", "signals_id")
+        return seen is not None and _stream_id(seen.decode()) >= _stream_id(signal_id)
+
+
+def _stream_id(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("-"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, waited for by its parent or not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def connect(url: str) -> redis.Redis:
+    return redis.Redis.from_url(url, socket_timeout=TIMEOUT_S, socket_connect_timeout=1.0)
+
+
+def now_ns() -> int:
+    return time.monotonic_ns()
