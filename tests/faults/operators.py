@@ -7,6 +7,7 @@ import itertools
 import random
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httpx
@@ -116,8 +117,8 @@ class Operator:
         until = now_ns() + int(GIVE_UP_S * 1e9)
         while now_ns() < until:
             try:
-                signal = self._store.signal(fields)
-                if self._wait(lambda: self._handled(signal), GIVE_UP_S) and self._publication(change):
+                handled = partial(self._handled, self._store.signal(fields))
+                if self._wait(handled, GIVE_UP_S) and self._publication(change):
                     change.replied_ns = now_ns()
                     change.outcome = "done"
                     return

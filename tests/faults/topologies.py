@@ -33,11 +33,10 @@ class Topology(Protocol):
 class Embedded:
     """One replica with its own file."""
 
-    urls = [""]
     view = None
 
     def __init__(self, _: Path, __: str) -> None:
-        pass
+        self.urls = [""]
 
     def injuries(self, rng: random.Random) -> dict[str, tuple[int, Injury]]:
         return {}
