@@ -96,7 +96,7 @@ def rollback(
     body = {"version": version, "reason": reason}
     document = admin.send("POST", f"/routes/{segment(route)}/rollback", body)
     _show_outcome(document, output)
-    return _settle(admin, document, wait, timeout, output)
+    return _settle(admin, document, wait, timeout, output, denies_only=True)
 
 
 @click.command()
@@ -157,7 +157,15 @@ def _show_outcome(document: dict[str, Any], output: str) -> None:
     say(f"{document['message'] or 'done'} (revision {document['revision']})")
 
 
-def _settle(admin: AdminClient, document: dict[str, Any], wait: bool, timeout_s: float, output: str) -> int:
+def _settle(
+    admin: AdminClient,
+    document: dict[str, Any],
+    wait: bool,
+    timeout_s: float,
+    output: str,
+    *,
+    denies_only: bool = False,
+) -> int:
     """With --wait: 0 when everybody has it, else 4 and the names of those who have not."""
     if not document.get("published", True):
         if wait:
@@ -165,7 +173,8 @@ def _settle(admin: AdminClient, document: dict[str, Any], wait: bool, timeout_s:
         return 4 if wait else 0
     if not wait:
         return 0
-    behind = wait_for_all(admin, Revision.parse(document["revision"].partition("+")[0]), timeout_s)
+    revision = Revision.parse(document["revision"].partition("+")[0])
+    behind = wait_for_all(admin, revision, timeout_s, denies_only=denies_only)
     if behind:
         fail(f"not everywhere after {timeout_s:g} s: {'; '.join(behind)}")
         return 4
@@ -174,14 +183,26 @@ def _settle(admin: AdminClient, document: dict[str, Any], wait: bool, timeout_s:
     return 0
 
 
-def wait_for_all(admin: AdminClient, revision: Revision, timeout_s: float) -> list[str]:
-    """Polls the acknowledgements; returns who has not applied the revision, empty when everybody has."""
+def wait_for_all(
+    admin: AdminClient, revision: Revision, timeout_s: float, *, denies_only: bool = False
+) -> list[str]:
+    """Polls the acknowledgements; returns who has not applied the revision, empty when everybody has.
+
+    Everybody is who was live at any time of the wait: a replica that freezes fades from the store's list, and
+    is behind all the same. `denies_only`: the revision is a rollback's, which may be in force ahead of its document.
+    """
     deadline = time.monotonic() + timeout_s
+    awaited: dict[str, dict[str, Any]] = {}
     while True:
         try:
-            members = admin.get("/status")["members"]
-            behind = [_behind(member) for member in members if not _has(member, revision)]
-            if not members:
+            document = admin.get("/status")
+            live = {member["replica"]: member for member in document["members"]}
+            awaited |= live
+            lacking = [member for member in awaited.values() if not _has(member, revision, denies_only)]
+            behind = [_behind(member, live=member["replica"] in live) for member in lacking]
+            if not document["complete"]:
+                behind.append("the store cannot be reached, so nobody knows of other replicas")
+            elif not awaited:
                 behind = ["no replica has reported yet"]
         except AdminError as error:
             behind = [str(error)]
@@ -190,15 +211,16 @@ def wait_for_all(admin: AdminClient, revision: Revision, timeout_s: float) -> li
         time.sleep(_POLL_S)
 
 
-def _has(member: dict[str, Any], revision: Revision) -> bool:
-    """A deny may be in force ahead of the document that it was committed behind."""
-    applied = member["epoch"] == revision.epoch and max(member["rev"], member["denies_rev"]) >= revision.rev
+def _has(member: dict[str, Any], revision: Revision, denies_only: bool) -> bool:
+    ahead = member["denies_rev"] if denies_only else 0
+    applied = member["epoch"] == revision.epoch and max(member["rev"], ahead) >= revision.rev
     return bool(applied and member["workers_ok"] == member["workers_total"])
 
 
-def _behind(member: dict[str, Any]) -> str:
+def _behind(member: dict[str, Any], *, live: bool) -> str:
     workers = f"{member['workers_ok']} of {member['workers_total']} workers"
-    text = f"{member['replica']} is at {member['revision']}, {workers}"
+    is_at = "is at" if live else "does not report any more, and was at"
+    text = f"{member['replica']} {is_at} {member['revision']}, {workers}"
     return f"{text} ({member['error']})" if member["error"] else text
 
 

@@ -98,7 +98,7 @@ class Operations:
         denies = change.rollback(held, route, version)
         denies = {key: denied for key, denied in denies.items() if key not in held.denies}
         if not denies:
-            return Outcome(revision=held.label, changed=False, message=f"{route} is rolled back already")
+            return _already(held, route)
         # The store hears of it while the workers swap: neither waits for the other.
         committing = self._start(self._commit_rollback(denies, author, held))
         ringing = self._deliverer.deny_now(denies, author, time.time_ns() // 1000)
@@ -206,6 +206,18 @@ class Operations:
 
     async def _current(self) -> InForce:
         return await self._store.read() or EMPTY
+
+
+def _already(held: InForce, route: str) -> Outcome:
+    """A rollback of what is denied: whoever waits for it waits for the deny that is there."""
+    denies = [deny for key, deny in held.denies.items() if key.route == route]
+    message = f"{route} is rolled back already"
+    if all(deny.rev for deny in denies):
+        newest = max((deny.rev for deny in denies), default=0)
+        revision = Revision(held.revision.epoch, max(held.revision.rev, newest))
+        return Outcome(revision=str(revision), changed=False, message=message)
+    message += " on this replica; the store hears of it when it can be reached"
+    return Outcome(revision=held.label, published=False, changed=False, message=message)
 
 
 def _expect(held: InForce, expect: Revision | None) -> None:

@@ -104,7 +104,7 @@ class Condition:
             sha256=held.state.sha256,
             status="NACK" if self.deliverer.error else "ACK",
             error=self.deliverer.error,
-            workers_ok=self.pool.applied,
+            workers_ok=self.pool.applied(held),
             workers_total=self.pool.total,
         )
 
