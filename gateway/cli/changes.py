@@ -200,7 +200,7 @@ def wait_for_all(
             awaited |= live
             lacking = [member for member in awaited.values() if not _has(member, revision, denies_only)]
             behind = [_behind(member, live=member["replica"] in live) for member in lacking]
-            if not document["complete"]:
+            if not document.get("complete", True):
                 behind.append("the store cannot be reached, so nobody knows of other replicas")
             elif not awaited:
                 behind = ["no replica has reported yet"]

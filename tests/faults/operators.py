@@ -232,7 +232,8 @@ class Operator:
         replicas = itertools.cycle(self._fleet.replicas)
 
         def acknowledged() -> bool:
-            self._look(next(replicas), change)
+            if len(change.acknowledged_ns) < len(self._fleet.replicas):
+                self._look(next(replicas), change)
             return len(change.acknowledged_ns) == len(self._fleet.replicas)
 
         if not self._wait(acknowledged, GIVE_UP_S):
