@@ -12,5 +12,6 @@ pytest_plugins = [
     "tests.servers.gateway",
     "tests.servers.mlflow",
     "tests.servers.redis",
+    "tests.servers.sentinel",
     "tests.servers.weights",
 ]

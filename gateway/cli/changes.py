@@ -155,6 +155,8 @@ def _show_outcome(document: dict[str, Any], output: str) -> None:
         show(document, (), (), output)
         return
     say(f"{document['message'] or 'done'} (revision {document['revision']})")
+    if document.get("durable") is False:
+        say("in force, but only the memory of the store's primary has it: a loss of that server may undo it")
 
 
 def _settle(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -70,14 +69,12 @@ class Deliverer:
         versions: Versions,
         workers: Workers,
         events: Events,
-        on_flip: Callable[[float], None] = lambda _: None,
     ) -> None:
         self.tables = Tables()
         self._path = path
         self._versions = versions
         self._workers = workers
         self._events = events
-        self._on_flip = on_flip
         self._target: InForce = EMPTY
         self._wake = asyncio.Event()
         self._changed = asyncio.Condition()
@@ -251,7 +248,6 @@ class Deliverer:
         return task
 
     async def _acknowledge(self, before: InForce, held: InForce) -> None:
-        started = time.monotonic()
         pins = {pin.digest: pin for entry in self.tables.of(held).values() for pin in entry.required}
         paths = self._versions.paths(pins.values())
         # Both at once: a rollback does not wait for the disk, the acknowledgement does.
@@ -267,8 +263,6 @@ class Deliverer:
             if mended:
                 self.error = ""
             self._changed.notify_all()
-        if before.label != held.label:
-            self._on_flip(time.monotonic() - started)
         if before.label != held.label or mended:
             log.info("revision %s is in force on %d of %d workers", held.label, applied.ok, applied.total)
             self._events.publish("applied", revision=held.label, workers=applied.ok, of=applied.total)

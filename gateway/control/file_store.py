@@ -17,7 +17,16 @@ import msgspec
 from gateway.control import state_file
 from gateway.control.history_file import HistoryFile
 from gateway.control.member import FADES_S, AppliedClock
-from gateway.control.store import Author, Changes, Conflict, HistoryRecord, Member, Signal, StoreUnavailable
+from gateway.control.store import (
+    Author,
+    Changes,
+    Committed,
+    Conflict,
+    HistoryRecord,
+    Member,
+    Signal,
+    StoreUnavailable,
+)
 from gateway.routing.documents import Documents
 from gateway.routing.state import (
     Deny,
@@ -73,6 +82,11 @@ class FileStore:
         self._applied = AppliedClock()
         self._member: tuple[float, Member] | None = None
         self._swept = False
+        self._heard = time.monotonic()
+
+    @property
+    def heard(self) -> float:
+        return self._heard
 
     @property
     def state_path(self) -> Path:
@@ -83,7 +97,7 @@ class FileStore:
         with self._mapped():
             return await asyncio.to_thread(state_file.read, self._state_path, self._documents)
 
-    async def put(self, state: State, expect: Revision, author: Author, changes: Changes) -> Revision:
+    async def put(self, state: State, expect: Revision, author: Author, changes: Changes) -> Committed:
         def step(held: InForce | None) -> _Step:
             current = held.revision if held else Revision(0, 0)
             if held is None and expect.rev == 0:
@@ -93,11 +107,11 @@ class FileStore:
             if held is None or current != expect:
                 raise Conflict(current)
             revision = _following(current)
-            return _Step("put", InForce(revision=revision, state=state, denies=held.denies), revision)
+            return _Step("put", msgspec.structs.replace(held, revision=revision, state=state), revision)
 
         return await self._commit(step, author, changes, replaces_damaged=expect.rev == 0)
 
-    async def deny(self, denies: Mapping[DenyKey, str], author: Author, changes: Changes) -> Revision:
+    async def deny(self, denies: Mapping[DenyKey, str], author: Author, changes: Changes) -> Committed:
         def step(held: InForce | None) -> _Step:
             held = _required(held)
             new = [key for key in denies if key not in held.denies]
@@ -107,20 +121,20 @@ class FileStore:
             added = {key: self._tombstone(denies[key], revision, author) for key in new}
             return _Step(
                 "deny",
-                InForce(revision=revision, state=held.state, denies={**held.denies, **added}),
+                msgspec.structs.replace(held, revision=revision, denies={**held.denies, **added}),
                 revision,
             )
 
         return await self._commit(step, author, changes)
 
-    async def undeny(self, keys: Sequence[DenyKey], author: Author, changes: Changes) -> Revision:
+    async def undeny(self, keys: Sequence[DenyKey], author: Author, changes: Changes) -> Committed:
         def step(held: InForce | None) -> _Step:
             held = _required(held)
             left = {key: deny for key, deny in held.denies.items() if key not in keys}
             if len(left) == len(held.denies):
                 return _Step("undeny", None, held.revision)
             revision = _following(held.revision)
-            return _Step("undeny", InForce(revision=revision, state=held.state, denies=left), revision)
+            return _Step("undeny", msgspec.structs.replace(held, revision=revision, denies=left), revision)
 
         return await self._commit(step, author, changes)
 
@@ -153,9 +167,10 @@ class FileStore:
     async def seen(self, signal_id: str) -> None:
         """Nothing to do: this store has no signals."""
 
-    async def report(self, member: Member) -> None:
-        now = time.monotonic()
-        self._member = (now, self._applied.stamp(member, self._clock_us()))
+    async def report(self, member: Member) -> int:
+        applied_us = self._applied.known_us(member) or self._clock_us()
+        self._member = (time.monotonic(), self._applied.keep(member, applied_us))
+        return applied_us
 
     async def members(self) -> list[Member]:
         """This process alone, while it goes on reporting."""
@@ -172,7 +187,7 @@ class FileStore:
         author: Author,
         changes: Changes,
         replaces_damaged: bool = False,
-    ) -> Revision:
+    ) -> Committed:
         loop = asyncio.get_running_loop()
 
         def in_thread() -> Revision:
@@ -183,7 +198,9 @@ class FileStore:
             return revision
 
         async with self._owned():
-            return await asyncio.to_thread(in_thread)
+            revision = await asyncio.to_thread(in_thread)
+        # State and history were synchronised with the disk before they counted.
+        return Committed(*revision, durable=True)
 
     def _commit_locked(
         self,
@@ -201,9 +218,10 @@ class FileStore:
             return made.revision
         # The order matters: a line without its state is ignored and cut off, a state without its line
         # would be a change that nobody can account for.
-        self._history.append(self._record(made.type, made.held, author, author.reason, changes))
+        record = self._record(made.type, made.held, author, author.reason, changes)
+        self._history.append(record)
         try:
-            state_file.write(self._state_path, made.held)
+            state_file.write(self._state_path, msgspec.structs.replace(made.held, commit_us=record.us))
         except OSError:
             with suppress(OSError):
                 self._history.undo()
@@ -293,6 +311,7 @@ class FileStore:
     def _mapped(self) -> Iterator[None]:
         try:
             yield
+            self._heard = time.monotonic()
         except OSError as error:
             raise StoreUnavailable(_explain(self._directory, error)) from error
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:

@@ -11,7 +11,7 @@ FADES_S = 15
 
 
 class AppliedClock:
-    """Stamps a report with the store's time at which its content first was true.
+    """Remembers the store's time at which the content of a report first was true.
 
     The replica repeats its report as a heartbeat; the time of what it has applied stays the first one's.
     """
@@ -19,10 +19,14 @@ class AppliedClock:
     def __init__(self) -> None:
         self._last: Member | None = None
 
-    def stamp(self, member: Member, now_us: int) -> Member:
-        """`member` itself where it brings a time along."""
-        if member.applied_us:
-            return member
-        if self._last is None or msgspec.structs.replace(self._last, applied_us=0) != member:
-            self._last = msgspec.structs.replace(member, applied_us=now_us)
+    def known_us(self, member: Member) -> int:
+        """0 where the content is new; what `member` brings along is believed."""
+        if member.applied_us or self._last is None:
+            return member.applied_us
+        same = msgspec.structs.replace(self._last, applied_us=0) == member
+        return self._last.applied_us if same else 0
+
+    def keep(self, member: Member, applied_us: int) -> Member:
+        """`member` with its time."""
+        self._last = msgspec.structs.replace(member, applied_us=applied_us)
         return self._last

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from gateway.control.deliver import Deliverer
-from gateway.control.store import Author, Conflict, Signal, Store, StoreError, StoreUnavailable
+from gateway.control.store import Author, Committed, Conflict, Signal, Store, StoreError, StoreUnavailable
 from gateway.control.versions import Versions
 from gateway.control.weights_errors import WeightsRefused
 from gateway.routing import change
@@ -37,6 +37,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     published: bool = True
     changed: bool = True
     message: str = ""
+    durable: bool | None = None
+    """False: in force, but a loss of the store's primary may undo it. None: not known, or nothing was written."""
 
 
 class Operations:
@@ -107,8 +109,8 @@ class Operations:
         message = f"{route}: version {', '.join(sorted(set(denies.values())))} is denied"
         if behind:
             message += ", and not every worker has answered yet"
-        if committing.done() and committing.result() is not None:
-            return Outcome(revision=str(committing.result()), message=message)
+        if committing.done() and (committed := committing.result()) is not None:
+            return Outcome(revision=str(committed), message=message, durable=committed.durable)
         return Outcome(
             revision=self._deliverer.held.label,
             published=False,
@@ -124,7 +126,11 @@ class Operations:
         await self._deliverer.prepare(held.state, denies)
         revision = await self._store.undeny(keys, author, change.summary(held, after))
         await self._deliver(revision)
-        return Outcome(revision=str(revision), message=f"{route}: version {version} is allowed again")
+        return Outcome(
+            revision=str(revision),
+            message=f"{route}: version {version} is allowed again",
+            durable=revision.durable,
+        )
 
     async def signal(self, signal: Signal) -> None:
         """A request out of the `:signals` stream. What cannot be done leaves a line in the history, no more."""
@@ -157,12 +163,12 @@ class Operations:
 
     async def commit_deny(
         self, denies: Mapping[DenyKey, str], author: Author, before: InForce, after: InForce
-    ) -> Revision:
+    ) -> Committed:
         return await self._store.deny(denies, author, change.summary(before, after))
 
     async def _commit_rollback(
         self, denies: Mapping[DenyKey, str], author: Author, held: InForce
-    ) -> Revision | None:
+    ) -> Committed | None:
         """None where the store cannot take them now: the denies stay marked as unpublished here.
 
         Also where it is empty or damaged: they are in force here, and that is what was asked for.
@@ -181,7 +187,7 @@ class Operations:
         after = msgspec.structs.replace(held, state=state)
         revision = await self._store.put(state, held.revision, author, change.summary(held, after))
         await self._deliver(revision)
-        return Outcome(revision=str(revision))
+        return Outcome(revision=str(revision), durable=revision.durable)
 
     async def _deliver(self, revision: Revision) -> None:
         """Returns when the revision is in force here, or was refused, or takes longer than anybody waits."""

@@ -65,14 +65,13 @@ class Reader:
         self._events = events
         self.trouble = "the store was not reached yet"
         """Why this replica may be behind, "" where all is well."""
-        self._seen = time.monotonic()
         self.reached = asyncio.Event()
         """Set once the store was read for the first time."""
 
     @property
     def age_s(self) -> float:
-        """Seconds since the store was heard of last."""
-        return time.monotonic() - self._seen
+        """Seconds since the store's last sign of life."""
+        return time.monotonic() - self._store.heard
 
     async def run(self) -> None:
         pause = FIRST_PAUSE_S
@@ -91,7 +90,6 @@ class Reader:
     async def synchronise(self) -> None:
         """One comparison with the store, and what follows from it."""
         stored = await self._store.read()
-        self._seen = time.monotonic()
         newest = self._deliverer.newest
         verdict = judge(newest, stored)
         if verdict in _TROUBLE:

@@ -1,22 +1,29 @@
-"""A connection to Redis that fails fast, and whose errors name no secrets."""
+"""Connections to Redis that fail fast, hold one call each, and whose errors name no secrets."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+import math
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
-from urllib.parse import urlsplit
 
 import redis.exceptions as errors
-from redis.asyncio import ConnectionPool, Redis
-from redis.asyncio.connection import parse_url
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio.connection import AbstractConnection
 
+from gateway.control import redis_scripts
+from gateway.control.redis_address import Host, RedisAddress
 from gateway.control.store import StoreUnavailable
 
-CONNECT_TIMEOUT_S = 1.0
-SCHEMES = ("redis", "rediss", "unix")
+CALL_TIMEOUT_S = 1.5
+"""Of a whole call, the making of its connection included: a frozen server is noticed within 2 s."""
+SENTINEL_TIMEOUT_S = 0.5
+CONNECTIONS = 8
+"""At most at once, beside those that wait for news."""
+
+Command = Sequence[Any]
+"""Its name and its arguments: text, bytes or numbers."""
 
 # The first that matches; what an operator can do about it.
 _MEANINGS: tuple[tuple[type[Exception], str], ...] = (
@@ -26,41 +33,122 @@ _MEANINGS: tuple[tuple[type[Exception], str], ...] = (
     (errors.NoPermissionError, "its ACL does not allow this user what Turnout needs"),
     (errors.ReadOnlyError, "it is a read-only replica: give the address of the primary"),
     (errors.OutOfMemoryError, "its memory is full (maxmemory)"),
-    (errors.MaxConnectionsError, "all connections are in use"),
     (errors.TimeoutError, "it did not answer in time"),
+    (TimeoutError, "it did not answer in time"),
     (errors.ConnectionError, "the connection failed"),
 )
 
 
-class RedisAddress:
-    """A parsed URL: `redis://`, `rediss://` or `unix://`. Raises `ValueError`, without the URL's secrets."""
+class RedisLine:
+    """One connection. A call that failed or was cancelled half-way leaves answers behind, which would be
+    taken for the next call's: so it is closed then, and never used again."""
 
-    def __init__(self, url: str) -> None:
-        self.masked = masked(url)
+    def __init__(self, connection: AbstractConnection) -> None:
+        self._connection = connection
+        self.broken = False
+        self.heard = -math.inf
+
+    async def call(self, *commands: Command) -> list[Any]:
+        """The answers, in one round trip. Raises the first error of redis-py that is among them."""
+        answers = await self.attempt(*commands)
+        for answer in answers:
+            if isinstance(answer, errors.ResponseError):
+                raise answer
+        return answers
+
+    async def attempt(self, *commands: Command) -> list[Any]:
+        """As `call`, with what the server refuses in the place of its answer."""
+        whole, self.broken = self.broken, True
+        assert not whole, "this connection is closed"
+        await self._connection.send_packed_command(
+            self._connection.pack_commands(commands), check_health=False
+        )
+        answers = []
+        for _ in commands:
+            try:
+                answers.append(await self._connection.read_response())
+            except errors.ResponseError as error:
+                answers.append(error)
+            self.heard = time.monotonic()
+        self.broken = False
+        return answers
+
+    async def script(self, script: str, keys: Sequence[str], arguments: Command) -> Any:
+        rest = [len(keys), *keys, *arguments]
         try:
-            self._options: dict[str, Any] = dict(parse_url(url))
-        except ValueError:
-            raise ValueError(
-                f"the Redis URL {self.masked} is unreadable: write {', '.join(f'{s}://' for s in SCHEMES)}… "
-                "and percent-encode what is special in its password"
-            ) from None
+            (answer,) = await self.call(["EVALSHA", redis_scripts.sha1(script), *rest])
+        except errors.NoScriptError:
+            # Also after every restart of the server and every fail-over: scripts are not kept.
+            (answer,) = await self.call(["EVAL", script, *rest])
+        return answer
 
-    def __repr__(self) -> str:
-        return f"RedisAddress({self.masked!r})"
+    async def usable(self) -> bool:
+        """Whether the server has neither closed it nor sent what nobody asked for."""
+        try:
+            return not self.broken and not await self._connection.can_read()
+        except (errors.RedisError, OSError):
+            return False
 
-    def connect(self, *, timeout_s: float) -> Redis:
-        """A client of its own, that does not retry by itself: with redis-py's defaults a read from a
-        frozen server blocks for over a minute."""
-        options = {
-            **self._options,
-            "socket_timeout": timeout_s,
-            "socket_connect_timeout": CONNECT_TIMEOUT_S,
-            "retry": Retry(NoBackoff(), 0),
-            # In RESP3, with maintenance notifications, the pool hands out connections that died meanwhile.
-            "protocol": 2,
-            "decode_responses": False,
-        }
-        return Redis.from_pool(ConnectionPool(**options))
+    async def close(self) -> None:
+        self.broken = True
+        with suppress(errors.RedisError, OSError, TimeoutError):
+            await self._connection.disconnect(nowait=True)
+
+
+class RedisConnections:
+    """Connections to the primary, wherever it is now.
+
+    After any error of a connection all of them are dropped, and the next call asks the sentinels anew. It
+    never tries a call again: who calls knows whether that is safe.
+    """
+
+    def __init__(self, address: RedisAddress) -> None:
+        self.address = address
+        self._idle: list[RedisLine] = []
+        self._lines: set[RedisLine] = set()
+        self._places = asyncio.Semaphore(CONNECTIONS)
+        self._heard = time.monotonic()
+        self._closed = False
+
+    @property
+    def heard(self) -> float:
+        """When the server answered last, by the monotonic clock; at first, when this was made."""
+        return max([self._heard, *(line.heard for line in self._lines)])
+
+    @asynccontextmanager
+    async def line(self) -> AsyncGenerator[RedisLine, None]:
+        """A connection for some calls in a row, within `CALL_TIMEOUT_S`. Raises `StoreUnavailable`."""
+        with self.mapped():
+            async with asyncio.timeout(CALL_TIMEOUT_S), self._places:
+                line = await self._take()
+                try:
+                    yield line
+                except errors.ReadOnlyError:
+                    # What was the primary is one no longer.
+                    line.broken = True
+                    raise
+                finally:
+                    await self._give_back(line)
+
+    async def call(self, *commands: Command) -> list[Any]:
+        """As `RedisLine.call`, on any connection. Raises `StoreUnavailable`."""
+        async with self.line() as line:
+            return await line.call(*commands)
+
+    async def script(self, script: str, keys: Sequence[str], arguments: Command) -> Any:
+        async with self.line() as line:
+            return await line.script(script, keys, arguments)
+
+    @asynccontextmanager
+    async def waiting_line(self) -> AsyncGenerator[RedisLine, None]:
+        """A connection of its own, for calls that block; each call within a time-out of the caller's."""
+        with self.mapped():
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                line = await self._open()
+        try:
+            yield line
+        finally:
+            await self._give_back(line)
 
     @contextmanager
     def mapped(self) -> Iterator[None]:
@@ -68,21 +156,88 @@ class RedisAddress:
         try:
             yield
         except (errors.RedisError, OSError, TimeoutError) as error:
-            raise StoreUnavailable(f"Redis at {self.masked}: {_meaning(error)}") from error
+            raise StoreUnavailable(f"Redis at {self.address.masked}: {_meaning(error)}") from error
 
+    async def primary(self) -> Host | None:
+        """Where the sentinels say that the primary is; None where the address names one server.
 
-def masked(url: str) -> str:
-    """The URL as it may be printed: without user, password and query."""
-    try:
-        parts = urlsplit(url)
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError:
-        return "(malformed)"
-    if parts.scheme not in SCHEMES:
-        return "(malformed)"
-    if parts.scheme == "unix":
-        return f"unix://{parts.path}"
-    return f"{parts.scheme}://{parts.hostname or 'localhost'}{port}{parts.path}"
+        Asks all of them at once: of those that answer, the one with the newest configuration is right, and
+        one that was cut off from the others, or that is frozen, is not waited for.
+        """
+        if not self.address.service:
+            return None
+        asked = [asyncio.create_task(self._ask(sentinel)) for sentinel in self.address.sentinels]
+        answers: list[tuple[int, Host]] = []
+        failed: Exception | None = None
+        try:
+            for answer in asyncio.as_completed(asked):
+                try:
+                    answers.append(await answer)
+                except (errors.RedisError, OSError, TimeoutError) as error:
+                    failed = error
+                if len(answers) > len(asked) // 2:
+                    break
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+        if not answers:
+            raise errors.ConnectionError(f"no sentinel knows where {self.address.service} is: {failed}")
+        return max(answers)[1]
+
+    async def aclose(self) -> None:
+        """Calls that are under way fail, and what is opened later is closed after its call."""
+        self._closed = True
+        for line in list(self._lines):
+            await self._discard(line)
+
+    async def _ask(self, sentinel: Host) -> tuple[int, Host]:
+        line = RedisLine(self.address.sentinel(sentinel))
+        try:
+            async with asyncio.timeout(SENTINEL_TIMEOUT_S):
+                (answer,) = await line.call(["SENTINEL", "MASTER", self.address.service])
+        finally:
+            await line.close()
+        known = {bytes(name): value for name, value in zip(answer[::2], answer[1::2], strict=True)}
+        return int(known[b"config-epoch"]), (known[b"ip"].decode(), int(known[b"port"]))
+
+    async def _take(self) -> RedisLine:
+        while self._idle:
+            line = self._idle.pop()
+            if await line.usable():
+                return line
+            line.broken = True
+            await self._give_back(line)
+        return await self._open()
+
+    async def _open(self) -> RedisLine:
+        host = await self.primary()
+        line = RedisLine(self.address.server(host))
+        self._lines.add(line)
+        try:
+            if host is not None:
+                # A sentinel may be the last to hear of a fail-over.
+                (role,) = await line.call(["ROLE"])
+                if role[0] != b"master":
+                    raise errors.ConnectionError(f"{host[0]}:{host[1]} is no primary any more, or not yet")
+            return line
+        except BaseException:
+            await self._discard(line)
+            raise
+
+    async def _give_back(self, line: RedisLine) -> None:
+        if not line.broken and not self._closed:
+            self._idle.append(line)
+            return
+        # The others lead to the same server: each would cost whoever takes it a time-out.
+        idle, self._idle = self._idle, []
+        for one in (line, *idle):
+            await self._discard(one)
+
+    async def _discard(self, line: RedisLine) -> None:
+        self._heard = self.heard
+        self._lines.discard(line)
+        await line.close()
 
 
 def _meaning(error: Exception) -> str:

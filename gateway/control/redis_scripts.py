@@ -1,6 +1,6 @@
-"""The writes of the shared store, each one script: it happens whole or not at all, in one order for all.
+"""What the shared store does in more than one command: each script happens whole, in one order for all.
 
-Every script takes the keys `:state :deny :log :ops :signals` and the arguments op_id, actor, reason,
+Every change takes the keys `:state :deny :log :ops :signals` and the arguments op_id, actor, reason,
 changes (JSON), then its own. It answers `{word, epoch, rev}` with the word `done`, `known` (this op_id was
 here before), `same` (nothing to change) or `conflict`.
 
@@ -123,6 +123,31 @@ commit('reject', ARGV[5])
 return {'done', epoch, rev}
 """
 )
+
+# Keys: state, deny. Argument: the digest of the document that the reader holds. One moment, one round trip, and
+# the document, which may be 4 MB, only where it is another one.
+READ = """
+local head = redis.call('HMGET', KEYS[1], 'epoch', 'rev', 'sha256', 'commit_us', 'base')
+local denies = redis.call('HGETALL', KEYS[2])
+local doc = false
+if head[3] ~= ARGV[1] then doc = redis.call('HGET', KEYS[1], 'doc') end
+return {head, denies, doc}
+"""
+
+# Keys: the acknowledgement, the members. Arguments: the replica, seconds until it fades, the time at which its
+# content was first applied ('0': now), then the fields. Answers that time.
+REPORT = """
+local time = redis.call('TIME')
+local us = time[1] .. string.format('%06d', time[2])
+local applied_us = ARGV[3]
+if applied_us == '0' then applied_us = us end
+redis.call('HSET', KEYS[1], 'applied_us', applied_us, unpack(ARGV, 4))
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+redis.call('ZADD', KEYS[2], us, ARGV[1])
+-- What has not reported for an hour is not only away.
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', tonumber(us) - 3600000000))
+return applied_us
+"""
 
 # Key: the state. Argument: a stream id, as text. The cursor only moves forwards.
 SEEN = """

@@ -14,31 +14,41 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import suppress
-from typing import Any
+from contextlib import aclosing
 
 import msgspec
-from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError
 
 from gateway.control import redis_scripts
 from gateway.control.member import FADES_S, AppliedClock
-from gateway.control.redis_connection import RedisAddress
-from gateway.control.redis_values import history_record, in_force, member_from, signal, text, tombstone_head
-from gateway.control.store import Author, Changes, Conflict, HistoryRecord, Member, Signal, StoreUnavailable
+from gateway.control.redis_address import parse_address
+from gateway.control.redis_connection import RedisConnections
+from gateway.control.redis_durability import durable
+from gateway.control.redis_values import (
+    check_head,
+    fields,
+    history_record,
+    in_force,
+    member_from,
+    text,
+    tombstone_head,
+)
+from gateway.control.redis_watch import news
+from gateway.control.store import (
+    Author,
+    Changes,
+    Committed,
+    Conflict,
+    HistoryRecord,
+    Member,
+    Signal,
+    StoreUnavailable,
+)
 from gateway.routing.documents import Documents
 from gateway.routing.state import DenyKey, InForce, Revision, State, encode_state, state_sha256
 
-CALL_TIMEOUT_S = 2.0
-BLOCK_MS = 500
-WATCH_TIMEOUT_S = 1.5
-"""An empty answer after `BLOCK_MS` proves that the server lives; none by now, that it does not."""
-COMPARE_S = 5.0
-"""How often `watch` yields without a cause. A reader whose cursor is ahead of the server (a promoted stale
-replica) would wait silently for ever."""
-SIGNALS_AT_ONCE = 100
+_HEAD = (b"epoch", b"rev", b"sha256", b"commit_us", b"base")
+"""What the script READ answers first."""
 
 
 def _jitter() -> float:
@@ -58,25 +68,35 @@ class RedisStore:
     ) -> None:
         if not namespace or any(sign in namespace for sign in "{}*?[]^\\ ") or not namespace.isprintable():
             raise ValueError(f"namespace {namespace[:80]!r} must be printable, without braces and wildcards")
-        self._address = RedisAddress(url)
+        self._connections = RedisConnections(parse_address(url))
         self._replica = replica
         self._jitter = jitter
         self._prefix = f"{{turnout:{namespace}}}:"
-        self._redis = self._address.connect(timeout_s=CALL_TIMEOUT_S)
-        self._watching: set[Redis] = set()
         self._documents = Documents()
+        self._document = ("", State())
+        """The last one that was read, with its digest."""
         self._applied = AppliedClock()
 
-    async def read(self) -> InForce | None:
-        with self._address.mapped():
-            # MULTI: the document and the denies of one moment.
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.hgetall(self._key("state"))
-                pipe.hgetall(self._key("deny"))
-                state, denies = await pipe.execute()
-        return await asyncio.to_thread(in_force, state, denies, self._documents) if state else None
+    @property
+    def heard(self) -> float:
+        return self._connections.heard
 
-    async def put(self, state: State, expect: Revision, author: Author, changes: Changes) -> Revision:
+    async def read(self) -> InForce | None:
+        sha256, state = self._document
+        keys = [self._key("state"), self._key("deny")]
+        values, denies, document = await self._connections.script(redis_scripts.READ, keys, [sha256])
+        head = {name: value for name, value in zip(_HEAD, values, strict=True) if value is not None}
+        if not head and document is None:
+            return None
+        same = head.get(b"sha256") == sha256.encode()
+        check_head(head, b"" if same else document)
+        if not same:
+            sha256 = text(head[b"sha256"])
+            state = await asyncio.to_thread(self._documents.state, document, sha256)
+            self._document = sha256, state
+        return in_force(head, fields(denies), state)
+
+    async def put(self, state: State, expect: Revision, author: Author, changes: Changes) -> Committed:
         doc = encode_state(state)
         return await self._commit(
             redis_scripts.PUT,
@@ -85,13 +105,13 @@ class RedisStore:
             [str(expect.epoch), str(expect.rev), doc, state_sha256(doc)],
         )
 
-    async def deny(self, denies: Mapping[DenyKey, str], author: Author, changes: Changes) -> Revision:
+    async def deny(self, denies: Mapping[DenyKey, str], author: Author, changes: Changes) -> Committed:
         pairs: list[str | bytes] = []
         for key, version in denies.items():
             pairs += [str(key), tombstone_head(version, author)]
         return await self._commit(redis_scripts.DENY, author, changes, pairs)
 
-    async def undeny(self, keys: Sequence[DenyKey], author: Author, changes: Changes) -> Revision:
+    async def undeny(self, keys: Sequence[DenyKey], author: Author, changes: Changes) -> Committed:
         return await self._commit(redis_scripts.UNDENY, author, changes, [str(key) for key in keys])
 
     async def reject(self, author: Author, error: str) -> None:
@@ -101,116 +121,68 @@ class RedisStore:
     async def history(self, limit: int = 100) -> list[HistoryRecord]:
         if limit < 1:
             return []
-        with self._address.mapped():
-            entries: Any = await self._redis.xrevrange(self._key("log"), count=limit)
-        records = (history_record(fields) for _, fields in entries)
+        command = ["XREVRANGE", self._key("log"), "+", "-", "COUNT", limit]
+        (entries,) = await self._connections.call(command)
+        records = (history_record(fields(flat)) for _, flat in entries)
         return [record for record in records if record is not None]
 
     async def watch(self) -> AsyncGenerator[list[Signal], None]:
-        redis = self._address.connect(timeout_s=WATCH_TIMEOUT_S)
-        self._watching.add(redis)
-        try:
+        async with (
+            self._connections.waiting_line() as line,
+            aclosing(news(line, self._key, self._jitter)) as found,
+        ):
             while True:
-                # The ends first, the signals after: what comes in between is seen twice, never missed.
-                ends = await self._ends(redis)
-                signals = await self._unseen(redis)
+                with self._connections.mapped():
+                    signals = await anext(found)
                 yield signals
-                await self._wait(redis, ends)
-        finally:
-            self._watching.discard(redis)
-            with suppress(RedisError, OSError):
-                await redis.aclose()
 
     async def seen(self, signal_id: str) -> None:
-        await self._run(redis_scripts.SEEN, [self._key("state")], [signal_id])
+        await self._connections.script(redis_scripts.SEEN, [self._key("state")], [signal_id])
 
-    async def report(self, member: Member) -> None:
-        ack, members = self._key(f"ack:{member.replica}"), self._key("members")
-        now_us = await self._now_us()
-        fields: Any = msgspec.structs.asdict(self._applied.stamp(member, now_us))
-        with self._address.mapped():
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.hset(ack, mapping=fields)
-                pipe.expire(ack, FADES_S)
-                pipe.zadd(members, {member.replica: now_us})
-                # What has not reported for an hour is not only away.
-                pipe.zremrangebyscore(members, "-inf", now_us - 3_600_000_000)
-                await pipe.execute()
+    async def report(self, member: Member) -> int:
+        values = msgspec.structs.asdict(member)
+        del values["applied_us"]
+        pairs = [str(part) for pair in values.items() for part in pair]
+        applied_us = int(
+            await self._connections.script(
+                redis_scripts.REPORT,
+                [self._key(f"ack:{member.replica}"), self._key("members")],
+                [member.replica, FADES_S, self._applied.known_us(member), *pairs],
+            )
+        )
+        self._applied.keep(member, applied_us)
+        return applied_us
 
     async def members(self) -> list[Member]:
-        since_us = await self._now_us() - FADES_S * 1_000_000
-        with self._address.mapped():
-            names: Any = await self._redis.zrangebyscore(self._key("members"), since_us, "+inf")
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for name in names:
-                    pipe.hgetall(self._key(f"ack:{text(name)}"))
-                found = await pipe.execute()
-        live = (member_from(fields) for fields in found)
+        async with self._connections.line() as line:
+            all_of_them = ["ZRANGE", self._key("members"), 0, -1, "WITHSCORES"]
+            now, scored = await line.call(["TIME"], all_of_them)
+            since_us = int(now[0]) * 1_000_000 + int(now[1]) - FADES_S * 1_000_000
+            names = [text(name) for name, us in fields(scored).items() if float(us) >= since_us]
+            found = await line.call(*(["HGETALL", self._key(f"ack:{name}")] for name in names))
+        live = (member_from(fields(flat)) for flat in found)
         return [member for member in live if member is not None]
 
     async def aclose(self) -> None:
-        with suppress(RedisError, OSError):
-            for redis in (self._redis, *self._watching):
-                await redis.aclose()
+        await self._connections.aclose()
 
     def _key(self, name: str) -> str:
         return self._prefix + name
 
     async def _commit(
         self, script: str, author: Author, changes: Changes, own: Sequence[str | bytes]
-    ) -> Revision:
+    ) -> Committed:
         keys = [self._key(name) for name in ("state", "deny", "log", "ops", "signals")]
         encoded = msgspec.json.encode(list(changes))
         arguments = [author.op_id, author.actor, author.reason, encoded, *own]
-        word, epoch, rev = await self._run(script, keys, arguments)
-        revision = Revision(int(epoch), int(rev))
-        if word == b"conflict":
-            raise Conflict(revision)
-        return revision
-
-    async def _run(self, script: str, keys: Sequence[str], arguments: Sequence[str | bytes]) -> Any:
-        sha = redis_scripts.sha1(script)
-        with self._address.mapped():
-            try:
-                return await self._redis.evalsha(sha, len(keys), *keys, *arguments)
-            except NoScriptError:
-                # Also after every restart of the server: scripts are not kept.
-                return await self._redis.eval(script, len(keys), *keys, *arguments)
-
-    async def _now_us(self) -> int:
-        with self._address.mapped():
-            seconds, micros = await self._redis.time()
-        return int(seconds) * 1_000_000 + int(micros)
-
-    async def _ends(self, redis: Redis) -> dict[Any, Any]:
-        """For each stream the id after which something is new."""
-        ends: dict[Any, Any] = {}
-        with self._address.mapped():
-            for name in (self._key("log"), self._key("signals")):
-                last = await redis.xrevrange(name, count=1)
-                ends[name] = last[0][0] if last else b"0-0"
-        return ends
-
-    async def _unseen(self, redis: Redis) -> list[Signal]:
-        with self._address.mapped():
-            done = await redis.hget(self._key("state"), "signals_id")
-            if done is None:  # no state, so nothing that a signal could be about
-                return []
-            entries: Any = await redis.xrange(
-                self._key("signals"), min=b"(" + _bytes(done), count=SIGNALS_AT_ONCE
-            )
-        return [signal(id_, fields) for id_, fields in entries if fields]
-
-    async def _wait(self, redis: Redis, ends: dict[Any, Any]) -> None:
-        until = time.monotonic() + COMPARE_S * self._jitter()
-        while time.monotonic() < until:
-            with self._address.mapped():
-                if await redis.xread(ends, count=1, block=BLOCK_MS):
-                    return
-
-
-def _bytes(value: str | bytes) -> bytes:
-    return value.encode() if isinstance(value, str) else value
+        async with self._connections.line() as line:
+            word, epoch, rev = await line.script(script, keys, arguments)
+            revision = Revision(int(epoch), int(rev))
+            if word == b"conflict":
+                raise Conflict(revision)
+            # On the same connection: a server knows of each what it has written last.
+            kept = await durable(line, self._connections.address) if word == b"done" else None
+        return Committed(*revision, durable=kept)
 
 
 __all__ = ["RedisStore", "StoreUnavailable"]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from gateway.control.store import Author, HistoryRecord, Member, Signal
-from gateway.routing.documents import Documents
-from gateway.routing.state import Deny, DenyKey, InForce, Revision, StateError
+from gateway.routing.state import Deny, DenyKey, InForce, Revision, State, StateError
 
 SIGNAL_FIELDS = 20
 SIGNAL_BYTES = 1024
@@ -21,21 +20,24 @@ def text(raw: bytes | str) -> str:
     return raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
 
 
-def in_force(state: Fields, denies: Fields, documents: Documents) -> InForce:
-    """Raises `StateError`, and names the field that is damaged."""
-    missing = [name for name in ("epoch", "rev", "doc", "sha256") if name.encode() not in state]
+def in_force(head: Fields, denies: Fields, state: State) -> InForce:
+    """`head` is the state's HASH without its document. Raises `StateError`, and names what is damaged."""
+    return InForce(
+        revision=_revision(head),
+        state=state,
+        denies={DenyKey.parse(text(key)): _deny(key, raw) for key, raw in denies.items()},
+        commit_us=_commit_us(head),
+        base=_base(head),
+    )
+
+
+def check_head(head: Fields, document: bytes | None) -> None:
+    """Raises `StateError` where the state lacks what every state has."""
+    there = {name for name in (b"epoch", b"rev", b"sha256") if name in head}
+    there |= {b"doc"} if document is not None else set()
+    missing = [name for name in ("epoch", "rev", "doc", "sha256") if name.encode() not in there]
     if missing:
         raise StateError(f"the state in Redis lacks {', '.join(missing)}: it was edited by hand")
-    try:
-        revision = Revision.parse(f"{text(state[b'epoch'])}.{text(state[b'rev'])}")
-    except ValueError as error:
-        raise StateError(f"the state in Redis has no revision: {error}") from error
-    document = documents.state(state[b"doc"], text(state[b"sha256"]))
-    return InForce(
-        revision=revision,
-        state=document,
-        denies={DenyKey.parse(text(key)): _deny(key, raw) for key, raw in denies.items()},
-    )
 
 
 def tombstone_head(version: str, author: Author) -> bytes:
@@ -79,3 +81,33 @@ def _deny(key: bytes, raw: bytes) -> Deny:
         return msgspec.json.decode(raw, type=Deny)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise StateError(f"deny {text(key)[:200]!r} in Redis is unreadable: {error}") from error
+
+
+def _revision(head: Fields) -> Revision:
+    try:
+        return Revision.parse(f"{text(head[b'epoch'])}.{text(head[b'rev'])}")
+    except ValueError as error:
+        raise StateError(f"the state in Redis has no revision: {error}") from error
+
+
+def _commit_us(head: Fields) -> int:
+    raw = head.get(b"commit_us", b"0")
+    return int(raw) if raw.isdigit() else 0
+
+
+def _base(head: Fields) -> Revision:
+    try:
+        return Revision.parse(text(head.get(b"base", b"0.0")))
+    except ValueError as error:
+        raise StateError(f"the state in Redis has no base: {error}") from error
+
+
+def fields(flat: Sequence[bytes]) -> dict[bytes, bytes]:
+    """Names and values in turn, as Redis gives a HASH and the fields of a stream's entry."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def id_order(id_: bytes) -> tuple[int, int]:
+    """What stream ids are sorted by; what is none comes first."""
+    ms, _, seq = id_.partition(b"-")
+    return int(ms) if ms.isdigit() else 0, int(seq) if seq.isdigit() else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import msgspec
 
@@ -32,6 +32,19 @@ class Author(msgspec.Struct, frozen=True, kw_only=True):
     actor: str
     reason: str = ""
     op_id: str
+
+
+class Committed(Revision):
+    """The revision that a change made, and whether the change outlives the store's primary."""
+
+    durable: bool | None
+    """True: on the primary's disk, or, under Sentinel, with a replica. False: as far as is known only the
+    primary's memory has it. None: the store cannot say, or nothing was written."""
+
+    def __new__(cls, epoch: int, rev: int, durable: bool | None = None) -> Self:
+        made = super().__new__(cls, epoch, rev)
+        made.durable = durable
+        return made
 
 
 class HistoryRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,10 +100,14 @@ class Store(Protocol):
     shared: bool
     """True where other replicas use the same store (Redis)."""
 
+    @property
+    def heard(self) -> float:
+        """When the store gave its last sign of life, by the monotonic clock; at first, when it was opened."""
+
     async def read(self) -> InForce | None:
         """State and denies whole, at one point in time; None where the store is empty."""
 
-    async def put(self, state: State, expect: Revision, author: Author, changes: Changes) -> Revision:
+    async def put(self, state: State, expect: Revision, author: Author, changes: Changes) -> Committed:
         """Replaces the document if the revision is still `expect` (0.0: if the store is empty).
 
         `Revision(E, 0)` also expects an empty store and begins epoch E in it: how a replica whose store was
@@ -98,7 +115,7 @@ class Store(Protocol):
         A known `op_id` returns its first revision and changes nothing. Raises `Conflict`.
         """
 
-    async def deny(self, denies: Mapping[DenyKey, str], author: Author, changes: Changes) -> Revision:
+    async def deny(self, denies: Mapping[DenyKey, str], author: Author, changes: Changes) -> Committed:
         """Adds denies (key → version for people); needs no expected revision, because denies commute.
 
         Denies that exist already are left as they are; where all of them do, nothing changes and the
@@ -106,7 +123,7 @@ class Store(Protocol):
         `undeny` and `reject`.
         """
 
-    async def undeny(self, keys: Sequence[DenyKey], author: Author, changes: Changes) -> Revision:
+    async def undeny(self, keys: Sequence[DenyKey], author: Author, changes: Changes) -> Committed:
         """Lifts denies."""
 
     async def reject(self, author: Author, error: str) -> None:
@@ -125,8 +142,11 @@ class Store(Protocol):
     async def seen(self, signal_id: str) -> None:
         """The signal is done with: committed or rejected."""
 
-    async def report(self, member: Member) -> None:
-        """Publishes what this replica has applied; it fades by itself when not repeated."""
+    async def report(self, member: Member) -> int:
+        """Publishes what this replica has applied; it fades by itself when not repeated.
+
+        Returns since when it has been so, in microseconds since the epoch by the store's clock.
+        """
 
     async def members(self) -> list[Member]:
         """The live replicas."""
@@ -137,6 +157,7 @@ class Store(Protocol):
 __all__ = [
     "Author",
     "Changes",
+    "Committed",
     "Conflict",
     "HistoryRecord",
     "Member",

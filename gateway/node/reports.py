@@ -10,6 +10,8 @@ from gateway.control.events import Events
 from gateway.control.store import Member, Store, StoreUnavailable
 from gateway.control.weights import WeightsCache
 from gateway.node.fetched import Fetched
+from gateway.node.flip_times import FlipTimes
+from gateway.routing.state import InForce
 
 REPORT_PERIOD_S = 2.0
 """How often a replica says in the store that it lives and what it has applied."""
@@ -21,13 +23,17 @@ class Reports:
     def __init__(
         self,
         store: Store,
+        held: Callable[[], InForce],
         member: Callable[[], Member],
+        flips: FlipTimes,
         events: Events,
         weights: WeightsCache,
         fetched: Fetched,
     ) -> None:
         self._store = store
+        self._held = held
         self._member = member
+        self._flips = flips
         self._events = events
         self._weights = weights
         self._fetched = fetched
@@ -42,9 +48,10 @@ class Reports:
         try:
             while True:
                 self._due.clear()
-                self._fetched.cache_bytes = sum(entry.size_bytes for entry in await self._weights.list())
                 with contextlib.suppress(StoreUnavailable):
-                    await self._store.report(self._member())
+                    held, member = self._held(), self._member()
+                    self._flips.note(held, member, await self._store.report(member))
+                self._fetched.cache_bytes = sum(entry.size_bytes for entry in await self._weights.list())
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(REPORT_PERIOD_S):
                         await self._due.wait()

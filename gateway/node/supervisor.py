@@ -34,6 +34,7 @@ from gateway.control.weights import FetchProgress, WeightsCache
 from gateway.node.condition import Condition
 from gateway.node.explicit_calls import ExplicitCalls
 from gateway.node.fetched import Fetched
+from gateway.node.flip_times import FlipTimes
 from gateway.node.listeners import at, bound_to, listener, reserved
 from gateway.node.pool import WorkerPool
 from gateway.node.reports import Reports
@@ -94,7 +95,6 @@ class Supervisor:
             self.versions,
             self.pool,
             self.events,
-            on_flip=lambda seconds: self.collector.flips.observe(seconds),
         )
         self.store = _store(settings, self.replica)
         self.operations = Operations(self.store, self.deliverer, self.versions)
@@ -114,7 +114,15 @@ class Supervisor:
             stopping=self._stopping.is_set,
         )
         self.collector = TurnoutCollector(totals=self.condition.totals, standing=self.condition.standing)
-        self._reports = Reports(self.store, self.condition.member, self.events, self.weights, self._fetched)
+        self._reports = Reports(
+            self.store,
+            lambda: self.deliverer.held,
+            self.condition.member,
+            FlipTimes(self.collector.flips.observe),
+            self.events,
+            self.weights,
+            self._fetched,
+        )
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()

@@ -67,7 +67,7 @@ class TurnoutCollector(Collector):
         yield from _histograms(totals)
         yield from _standing(self.standing())
         flips = HistogramMetricFamily(
-            "turnout_flip_seconds", "From a replica's learning of a change to its last worker's swap."
+            "turnout_flip_seconds", "From a change's commit to the last worker's swap, by the store's clock."
         )
         flips.add_metric([], _cumulative(zip(FLIP_BOUNDS_S, self.flips.counts, strict=False), self.flips.counts[-1]),
                          sum_value=self.flips.sum_s)  # fmt: skip

@@ -80,8 +80,7 @@ class ControlPlane:
         self.versions = Versions(self.registries, self.weights)
         self.workers = FakeWorkers()
         self.events = Events()
-        self.flips: list[float] = []
-        self.deliverer = Deliverer(self.mirror, self.versions, self.workers, self.events, self.flips.append)
+        self.deliverer = Deliverer(self.mirror, self.versions, self.workers, self.events)
         self.operations = Operations(store, self.deliverer, self.versions)
         self.reader = Reader(store, self.deliverer, self.operations, self.events)
         self._tasks: list[asyncio.Task[Any]] = []

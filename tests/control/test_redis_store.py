@@ -102,10 +102,9 @@ class TestRedisStore(StoreContract):
         assert len(signal.fields) == 20
 
     async def test_a_cursor_ahead_of_the_server_does_not_wait_for_ever(
-        self, shared_redis: RedisServer, namespace: str, monkeypatch: pytest.MonkeyPatch
+        self, shared_redis: RedisServer, namespace: str
     ) -> None:
-        monkeypatch.setattr("gateway.control.redis_store.COMPARE_S", 0.2)
-        store = RedisStore(shared_redis.url, namespace, "r", jitter=lambda: 1.0)
+        store = RedisStore(shared_redis.url, namespace, "r", jitter=lambda: 0.04)
         self.plain.xadd(self.prefix + "log", {"type": "put"}, id="9999999999999-0")
         watch = store.watch()
         await soon(anext(watch))

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -40,13 +40,7 @@ class RedisServer:
         self.directory.mkdir(parents=True, exist_ok=True)
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [
-                    *(self._binary, "--port", str(self.port), "--bind", "127.0.0.1"),
-                    *("--dir", str(self.directory), "--save", "", "--appendonly", "yes"),
-                    *("--appendfsync", "always", *options),
-                ],
-                stdout=log,
-                stderr=log,
+                [*_dies_with_us(), self._binary, *self._arguments(options)], stdout=log, stderr=log
             )
         self._wait_until_ready()
 
@@ -66,6 +60,13 @@ class RedisServer:
     def restart(self, *options: str) -> None:
         self.kill()
         self.start(*options)
+
+    def _arguments(self, options: Sequence[str]) -> list[str]:
+        return [
+            *("--port", str(self.port), "--bind", "127.0.0.1"),
+            *("--dir", str(self.directory), "--save", "", "--appendonly", "yes"),
+            *("--appendfsync", "always", *options),
+        ]
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None
@@ -106,6 +107,12 @@ def binary(kind: str) -> str:
     if found is None:
         pytest.skip("redis-server is not on the PATH")
     return found
+
+
+def _dies_with_us() -> list[str]:
+    """No server outlives a test run that was itself killed. It is tied to the thread that started it."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL"] if setpriv else []
 
 
 def _free_port() -> int:
