@@ -57,7 +57,7 @@ class Nemesis:
     def _hurt(self, name: str) -> None:
         fault = Fault(kind=name, target="", began_ns=now_ns())
         self.faults.append(fault)
-        with self._injuries[name][1]():
+        with self._injuries[name][1](fault):
             if name == "store: freeze" and self._random.random() < 0.6:
                 self._await_notice(fault)
             else:
@@ -86,19 +86,18 @@ class Nemesis:
         return self._random.choice(self._fleet.replicas)
 
     @contextlib.contextmanager
-    def _kill_worker(self) -> Iterator[None]:
+    def _kill_worker(self, fault: Fault) -> Iterator[None]:
         replica = self._any()
-        self._kill(replica, replica.gateway.worker_pids()[:1])
+        self._kill(fault, replica, replica.gateway.worker_pids()[:1])
         yield
 
     @contextlib.contextmanager
-    def _kill_workers(self) -> Iterator[None]:
+    def _kill_workers(self, fault: Fault) -> Iterator[None]:
         replica = self._any()
-        self._kill(replica, replica.gateway.worker_pids())
+        self._kill(fault, replica, replica.gateway.worker_pids())
         yield
 
-    def _kill(self, replica: Replica, pids: list[int]) -> None:
-        fault = self.faults[-1]
+    def _kill(self, fault: Fault, replica: Replica, pids: list[int]) -> None:
         fault.target, fault.replica = f"replica {replica.number}", replica.number
         fault.began_ns = now_ns()
         for pid in pids:
@@ -108,20 +107,20 @@ class Nemesis:
         fault.over_ns = now_ns()
 
     @contextlib.contextmanager
-    def _freeze_worker(self) -> Iterator[None]:
+    def _freeze_worker(self, fault: Fault) -> Iterator[None]:
         replica = self._any()
-        with self._frozen(replica, self._random.choice(replica.gateway.worker_pids())):
+        with self._frozen(fault, replica, self._random.choice(replica.gateway.worker_pids())):
             yield
 
     @contextlib.contextmanager
-    def _freeze_supervisor(self) -> Iterator[None]:
+    def _freeze_supervisor(self, fault: Fault) -> Iterator[None]:
         replica = self._any()
-        with self._frozen(replica, replica.pid):
+        with self._frozen(fault, replica, replica.pid):
             yield
 
     @contextlib.contextmanager
-    def _frozen(self, replica: Replica, pid: int) -> Iterator[None]:
-        self.faults[-1].target = f"replica {replica.number}, pid {pid}"
+    def _frozen(self, fault: Fault, replica: Replica, pid: int) -> Iterator[None]:
+        fault.target = f"replica {replica.number}, pid {pid}"
         send(pid, signal.SIGSTOP)
         try:
             yield
@@ -129,10 +128,10 @@ class Nemesis:
             send(pid, signal.SIGCONT)
 
     @contextlib.contextmanager
-    def _kill_replica(self) -> Iterator[None]:
+    def _kill_replica(self, fault: Fault) -> Iterator[None]:
         """The supervisor dies, its workers drain and go, and it is started again on the same disk."""
         replica = self._any()
-        self.faults[-1].target = f"replica {replica.number}"
+        fault.target = f"replica {replica.number}"
         replica.restart()
         self._fleet.learn(replica)
         yield

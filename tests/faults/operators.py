@@ -19,6 +19,8 @@ from tests.faults.history import Change, Label
 POLL_S = 0.015
 GIVE_UP_S = 60.0
 """After this long without its acknowledgement a change is missed, and the operator goes on."""
+AGAIN_S = 2.0
+"""A signal that was lost with its primary is sent again after this."""
 SETTLED_S = 0.3
 """A server that was frozen runs what lay in its buffers; whoever looks what became of a call looks after that."""
 
@@ -118,7 +120,7 @@ class Operator:
         while now_ns() < until:
             try:
                 handled = partial(self._handled, self._store.signal(fields))
-                if self._wait(handled, GIVE_UP_S) and self._publication(change):
+                if self._wait(handled, GIVE_UP_S) and self._publication(change, AGAIN_S):
                     change.replied_ns = now_ns()
                     change.outcome = "done"
                     return
@@ -190,7 +192,7 @@ class Operator:
 
     # What became of it.
 
-    def _publication(self, change: Change) -> bool:
+    def _publication(self, change: Change, seconds: float = GIVE_UP_S) -> bool:
         """Waits for a deny to lie in the store; a replica that had it alone publishes it when it can."""
         if self._store is None:
             return False
@@ -203,7 +205,7 @@ class Operator:
                 return False
             return change.label is not None
 
-        return self._wait(published, GIVE_UP_S)
+        return self._wait(published, seconds)
 
     def _find_out(self, change: Change) -> None:
         """What became of a change without an answer, once nothing is wrong any more."""
