@@ -87,7 +87,11 @@ class Register:
     def _may_be_lost(self, write: Change, until_ns: int) -> bool:
         if write.durable or (write.register == "denied" and write.value):
             return False  # a deny is asserted again by every replica that has it
-        return any(fault.over_ns >= write.sent_ns and fault.began_ns <= until_ns for fault in self._losing)
+        # Until all is whole again: a server that comes back may be promoted as well.
+        return any(
+            max(fault.over_ns, fault.whole_ns) >= write.sent_ns and fault.began_ns <= until_ns
+            for fault in self._losing
+        )
 
 
 def _in_force_ns(change: Change, replica: int) -> int:

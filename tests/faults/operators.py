@@ -14,7 +14,7 @@ import httpx
 import redis
 
 from tests.faults.fleet import CHANGE_TIMEOUT_S, ROUTES, TIMEOUT_S, Fleet, Replica, StoreView, now_ns
-from tests.faults.history import Change, Label
+from tests.faults.history import Change, Label, Standing
 
 POLL_S = 0.015
 GIVE_UP_S = 60.0
@@ -165,7 +165,9 @@ class Operator:
         elif status in (404, 409, 422):
             change.outcome = "refused"
             if status != 409:
+                # Something that was acknowledged is not so: the judge says whether that may be.
                 self._note(f"{change}: {status} {answer}")
+                self._look_anew()
 
     def _took(self, change: Change, answer: dict[str, Any]) -> None:
         change.durable = answer.get("durable")
@@ -211,24 +213,40 @@ class Operator:
         """What became of a change without an answer, once nothing is wrong any more."""
 
         def found() -> bool:
-            if any(self._fleet.troubles()):
-                return False
-            self._budget.pause(SETTLED_S)
-            try:
-                standings = [replica.standing(self._route) for replica in self._fleet.replicas]
-                revisions = {replica.get("/readyz")["revision"] for replica in self._fleet.replicas}
-            except (httpx.HTTPError, ValueError, KeyError, TypeError):
-                return False
-            values = {getattr(standing, change.register) for standing in standings}
-            if any(self._fleet.troubles()) or len(values) > 1:
+            standing = self._agreed()
+            documents = [replica.get("/readyz") for replica in self._fleet.replicas]
+            if standing is None or None in documents:
                 return False
             change.replied_ns = now_ns()
-            if values == {change.value}:
-                change.label = max(Label.parse(text).revision for text in revisions)
+            if getattr(standing, change.register) == change.value:
+                change.label = max(Label.parse(document["revision"]).revision for document in documents)
                 change.outcome = "done"
             return True
 
         self._wait(found, GIVE_UP_S)
+
+    def _look_anew(self) -> None:
+        """What the route is like, once nothing is wrong any more and the replicas agree."""
+
+        def agreed() -> bool:
+            found = self._agreed()
+            if found is not None:
+                self._denied, self._weight = found.denied, found.weight
+            return found is not None
+
+        self._wait(agreed, GIVE_UP_S)
+
+    def _agreed(self) -> Standing | None:
+        """The route as every replica holds it; None where they differ, or where one says that something is wrong."""
+        if any(self._fleet.troubles()):
+            return None
+        self._budget.pause(SETTLED_S)
+        try:
+            standings = [replica.standing(self._route) for replica in self._fleet.replicas]
+        except (httpx.HTTPError, ValueError, KeyError):
+            return None
+        values = {(standing.denied, standing.weight) for standing in standings}
+        return standings[0] if len(values) == 1 and not any(self._fleet.troubles()) else None
 
     def _await_acknowledgement(self, change: Change) -> None:
         replicas = itertools.cycle(self._fleet.replicas)

@@ -16,10 +16,14 @@ from tests.faults.fleet import StoreView, connect, now_ns
 from tests.faults.history import Fault
 from tests.servers.partition import Link
 from tests.servers.redis import RedisServer
-from tests.servers.sentinel import SentinelGroup
+from tests.servers.sentinel import SERVICE, SentinelGroup
 
 Injury = Callable[[Fault], AbstractContextManager[None]]
 """Does it, and undoes it at the block's end. It is over by then, unless the fault says that it was over before."""
+
+
+PATIENT = (f"sentinel down-after-milliseconds {SERVICE} 1000",)
+"""A machine that is busy with all of this must not look like a primary that is down."""
 
 
 class Topology(Protocol):
@@ -135,7 +139,7 @@ class Sentinels:
     """A primary with two replicas under three sentinels."""
 
     def __init__(self, directory: Path, kind: str) -> None:
-        self._group = SentinelGroup(kind, directory / "sentinel")
+        self._group = SentinelGroup(kind, directory / "sentinel", sentinel_lines=PATIENT)
         try:
             self._group.start()
         except BaseException:
