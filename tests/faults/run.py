@@ -36,6 +36,10 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
+    flips: int
+    """Acknowledged by every replica."""
+    faults: int
+    answers: int
     violations: list[Violation]
     slow: list[str]
     summary: str
@@ -82,6 +86,9 @@ def judge(history: History, directory: Path, logs: list[str]) -> Judged:
     answers = list(read_answers(directory / "answers"))
     connections = {answer.connection for answer in answers}
     return Judged(
+        flips=sum(len(change.acknowledged_ns) == history.replicas for change in history.changes),
+        faults=len(history.faults),
+        answers=len(answers),
         violations=check(history, answers),
         slow=slow(history),
         summary=summary(history, len(answers), len(connections)),
