@@ -57,6 +57,7 @@ class Nemesis:
     def _hurt(self, name: str) -> None:
         fault = Fault(kind=name, target="", began_ns=now_ns())
         self.faults.append(fault)
+        self._note(f"{name} …")
         with self._injuries[name][1](fault):
             if name == "store: freeze" and self._random.random() < 0.6:
                 self._await_notice(fault)
@@ -67,7 +68,7 @@ class Nemesis:
             self._fleet.wait_whole()
             fault.whole_ns = now_ns()
         if not fault.whole_ns:
-            self._note(f"not whole {WHOLE_S:g} s after {name}: {self._fleet.troubles()}")
+            self._note(f"… not whole {WHOLE_S:g} s after {name}: {self._fleet.troubles()}")
 
     def _last(self) -> None:
         self._stop.wait(self._random.choice((0.05, 0.3, 1.0, 2.5)))

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import redis
 
-from tests.faults.fleet import CHANGE_TIMEOUT_S, ROUTES, TIMEOUT_S, Fleet, Replica, StoreView, now_ns
+from tests.faults.fleet import CHANGE_TIMEOUT_S, ROUTES, Fleet, Replica, StoreView, now_ns
 from tests.faults.history import Change, Label, Standing
 
 POLL_S = 0.015
@@ -31,7 +31,6 @@ class Budget:
     def __init__(self, flips: int) -> None:
         self._left = itertools.count(flips, -1)
         self._stop = threading.Event()
-        self.done = 0
 
     def take(self) -> bool:
         return not self._stop.is_set() and next(self._left) > 0
@@ -63,15 +62,12 @@ class Operator:
         self._budget = budget
         self._pause_s = pause_s
         self._note = note
-        self._http = httpx.Client(timeout=TIMEOUT_S)
         self._denied, self._weight = 0, 50
 
     def run(self) -> None:
-        with self._http:
-            while self._budget.take():
-                self._flip()
-                self._budget.done += 1
-                self._budget.pause(self._random.uniform(0, 2 * self._pause_s))
+        while self._budget.take():
+            self._flip()
+            self._budget.pause(self._random.uniform(0, 2 * self._pause_s))
 
     def _flip(self) -> None:
         change = self._choose()
@@ -185,9 +181,7 @@ class Operator:
     ) -> tuple[int, dict[str, Any]]:
         """The status, 0 where there is no answer, and the document."""
         try:
-            response = httpx.request(
-                method, f"{replica.admin}/api/v1{path}", json=document, timeout=CHANGE_TIMEOUT_S
-            )
+            response = replica.api.request(method, f"/api/v1{path}", json=document, timeout=CHANGE_TIMEOUT_S)
             return response.status_code, response.json()
         except (httpx.HTTPError, ValueError):
             return 0, {}
@@ -262,9 +256,8 @@ class Operator:
     def _look(self, replica: Replica, change: Change) -> None:
         """One replica's view of all of them, as `--wait` polls it."""
         try:
-            response = self._http.get(f"{replica.admin}/api/v1/status")
-            members = response.json()["members"]
-        except (httpx.HTTPError, ValueError, KeyError):
+            members = replica.get("/api/v1/status")["members"]
+        except (TypeError, KeyError):
             return
         assert change.label is not None
         for member in members:
