@@ -32,7 +32,6 @@ class Nemesis:
         self._fleet = fleet
         self._random = random.Random(seed)
         self._note = note
-        self._stop = threading.Event()
         self._injuries: dict[str, tuple[int, Injury]] = {
             **{f"store: {name}": injury for name, injury in topology.injuries(self._random).items()},
             "worker: kill": (4, self._kill_worker),
@@ -43,16 +42,14 @@ class Nemesis:
         if restarts:
             self._injuries["replica: kill"] = (1, self._kill_replica)
 
-    def run(self) -> None:
-        """Until `stop`. Every kind comes once before any comes twice."""
+    def run(self, until: Callable[[], bool]) -> None:
+        """One fault after the other. Every kind comes once before any comes twice."""
         names, weights = list(self._injuries), [weight for weight, _ in self._injuries.values()]
         first = self._random.sample(names, len(names))
-        while not self._stop.wait(self._random.uniform(*CALM_S)):
+        while not until():
+            _pause(self._random.uniform(*CALM_S))
             name = first.pop() if first else self._random.choices(names, weights)[0]
             self._hurt(name)
-
-    def stop(self) -> None:
-        self._stop.set()
 
     def _hurt(self, name: str) -> None:
         fault = Fault(kind=name, target="", began_ns=now_ns())
@@ -71,7 +68,7 @@ class Nemesis:
             self._note(f"… not whole {WHOLE_S:g} s after {name}: {self._fleet.troubles()}")
 
     def _last(self) -> None:
-        self._stop.wait(self._random.choice((0.05, 0.3, 1.0, 2.5)))
+        _pause(self._random.choice((0.05, 0.3, 1.0, 2.5)))
 
     def _await_notice(self, fault: Fault) -> None:
         until = fault.began_ns + int(FROZEN_S * 1e9)
@@ -79,7 +76,7 @@ class Nemesis:
             for replica in self._fleet.replicas:
                 if replica.number not in fault.noticed_ns and any(replica.degraded()):
                     fault.noticed_ns[replica.number] = now_ns()
-            self._stop.wait(0.02)
+            _pause(0.02)
 
     # What can be done to the replicas themselves.
 
@@ -136,3 +133,7 @@ class Nemesis:
         replica.restart()
         self._fleet.learn(replica)
         yield
+
+
+def _pause(seconds: float) -> None:
+    threading.Event().wait(seconds)

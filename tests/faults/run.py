@@ -97,13 +97,12 @@ def judge(history: History, directory: Path, logs: list[str]) -> Judged:
 
 
 def _operate(operators: list[Operator], nemesis: Nemesis, budget: Budget) -> None:
-    with ThreadPoolExecutor(len(operators) + 1) as threads:
-        hurting = threads.submit(nemesis.run)
+    """The nemesis has this thread: a server ends with the thread that started it."""
+    with ThreadPoolExecutor(len(operators)) as threads:
         working = [threads.submit(operator.run) for operator in operators]
         try:
-            for each in working:
-                each.result()
+            nemesis.run(until=lambda: all(each.done() for each in working))
         finally:
             budget.stop()
-            nemesis.stop()
-        hurting.result()
+        for each in working:
+            each.result()
