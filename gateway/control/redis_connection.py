@@ -90,9 +90,12 @@ class RedisLine:
             return False
 
     async def close(self) -> None:
-        self.broken = True
+        # Where an answer is outstanding nobody waits for the other side's farewell, which may be frozen.
+        abrupt, self.broken = self.broken, True
         with suppress(errors.RedisError, OSError, TimeoutError):
-            await self._connection.disconnect(nowait=True)
+            await self._connection.disconnect(nowait=abrupt)
+        # The loop closes the socket in its next round.
+        await asyncio.sleep(0)
 
 
 class RedisConnections:
@@ -197,6 +200,7 @@ class RedisConnections:
             async with asyncio.timeout(SENTINEL_TIMEOUT_S):
                 (answer,) = await line.call(["SENTINEL", "MASTER", self.address.service])
         finally:
+            line.broken = True
             await line.close()
         known = {bytes(name): value for name, value in zip(answer[::2], answer[1::2], strict=True)}
         return int(known[b"config-epoch"]), (known[b"ip"].decode(), int(known[b"port"]))
@@ -232,6 +236,7 @@ class RedisConnections:
         # The others lead to the same server: each would cost whoever takes it a time-out.
         idle, self._idle = self._idle, []
         for one in (line, *idle):
+            one.broken = True
             await self._discard(one)
 
     async def _discard(self, line: RedisLine) -> None:

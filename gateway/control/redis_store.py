@@ -73,7 +73,7 @@ class RedisStore:
         self._jitter = jitter
         self._prefix = f"{{turnout:{namespace}}}:"
         self._documents = Documents()
-        self._document = ("", State())
+        self._document = ("none", State())
         """The last one that was read, with its digest."""
         self._applied = AppliedClock()
 
@@ -155,7 +155,7 @@ class RedisStore:
 
     async def members(self) -> list[Member]:
         async with self._connections.line() as line:
-            all_of_them = ["ZRANGE", self._key("members"), 0, -1, "WITHSCORES"]
+            all_of_them = ["ZRANGEBYSCORE", self._key("members"), "-inf", "+inf", "WITHSCORES"]
             now, scored = await line.call(["TIME"], all_of_them)
             since_us = int(now[0]) * 1_000_000 + int(now[1]) - FADES_S * 1_000_000
             names = [text(name) for name, us in fields(scored).items() if float(us) >= since_us]

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -13,15 +14,21 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers.certificates import Certificate
+
 KINDS = ("valkey", "redis")
 READY_S = 10.0
 
 
 class RedisServer:
-    """One server on a free loopback port; its data stays in `directory` between two lives."""
+    """One server on a free loopback port; its data stays in `directory` between two lives.
 
-    def __init__(self, kind: str, directory: Path) -> None:
+    With `tls` it speaks nothing else, and wants a certificate of its clients.
+    """
+
+    def __init__(self, kind: str, directory: Path, tls: Certificate | None = None) -> None:
         self.kind = kind
+        self._tls = tls
         self.port = _free_port()
         self._binary = binary(kind)
         self.directory = directory
@@ -63,9 +70,19 @@ class RedisServer:
 
     def _arguments(self, options: Sequence[str]) -> list[str]:
         return [
-            *("--port", str(self.port), "--bind", "127.0.0.1"),
+            *(word for name, value in self._listening() for word in (f"--{name}", value)),
             *("--dir", str(self.directory), "--save", "", "--appendonly", "yes"),
             *("--appendfsync", "always", *options),
+        ]
+
+    def _listening(self) -> list[tuple[str, str]]:
+        """Names and values, as both kinds of configuration have them."""
+        if self._tls is None:
+            return [("port", str(self.port)), ("bind", "127.0.0.1")]
+        return [
+            *(("port", "0"), ("tls-port", str(self.port)), ("bind", "127.0.0.1")),
+            *(("tls-cert-file", str(self._tls.file)), ("tls-key-file", str(self._tls.key))),
+            *(("tls-ca-cert-file", str(self._tls.authority)), ("tls-replication", "yes")),
         ]
 
     def _signal(self, number: signal.Signals) -> None:
@@ -90,12 +107,20 @@ class RedisServer:
 
     def _answers(self) -> bool:
         try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+            with self._connected() as connection:
                 connection.sendall(b"PING\r\n")
                 # NOAUTH is an answer too; LOADING is not ready yet.
                 return connection.recv(64).startswith((b"+PONG", b"-NOAUTH", b"-NOPERM"))
         except OSError:
             return False
+
+    def _connected(self) -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=1)
+        if self._tls is None:
+            return connection
+        context = ssl.create_default_context(cafile=self._tls.authority)
+        context.load_cert_chain(self._tls.file, self._tls.key)
+        return context.wrap_socket(connection, server_hostname="127.0.0.1")
 
 
 def binary(kind: str) -> str:

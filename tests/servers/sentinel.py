@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import redis
 
+from tests.servers.certificates import Certificate
 from tests.servers.redis import KINDS, RedisServer
 
 SERVICE = "turnout"
@@ -29,14 +30,14 @@ class SentinelServer(RedisServer):
         primary_port: int,
         lines: Sequence[str] = (),
         login: Mapping[str, Any] | None = None,
+        tls: Certificate | None = None,
     ) -> None:
-        super().__init__(kind, directory)
+        super().__init__(kind, directory, tls)
         self._login = dict(login or {})
         directory.mkdir(parents=True, exist_ok=True)
         self._file = directory / "sentinel.conf"
         settings = [
-            f"port {self.port}",
-            "bind 127.0.0.1",
+            *(f"{name} {value}" for name, value in self._listening()),
             f"dir {directory}",
             f"sentinel monitor {SERVICE} 127.0.0.1 {primary_port} 2",
             f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}",
@@ -50,7 +51,7 @@ class SentinelServer(RedisServer):
     def start(self, *options: str) -> None:
         """Returns when it answers, and looks at its servers more often than the 10 s that are compiled in."""
         super().start(*options)
-        with redis.Redis(port=self.port, socket_timeout=1, **self._login) as client:
+        with redis.Redis("127.0.0.1", self.port, socket_timeout=1, **self._login) as client:
             client.execute_command("SENTINEL", "DEBUG", *QUICK)
 
     def _arguments(self, options: Sequence[str]) -> list[str]:
@@ -62,7 +63,8 @@ class SentinelGroup:
 
     Each of `servers` and `sentinels` has `freeze`, `thaw`, `kill`, `stop`, `start` and `restart`.
     `options` are more options of each server, `sentinel_lines` more lines of each sentinel's file; `login` and
-    `sentinel_login` are what the tests' own connections need (redis-py's names).
+    `sentinel_login` are what the tests' own connections need (redis-py's names). With `tls` all of them speak
+    TLS alone.
     """
 
     def __init__(
@@ -74,12 +76,13 @@ class SentinelGroup:
         sentinel_lines: Sequence[str] = (),
         login: Mapping[str, Any] | None = None,
         sentinel_login: Mapping[str, Any] | None = None,
+        tls: Certificate | None = None,
     ) -> None:
         self.kind = kind
-        self.servers = [RedisServer(kind, directory / f"server{n}") for n in range(3)]
+        self.servers = [RedisServer(kind, directory / f"server{n}", tls) for n in range(3)]
         first = self.servers[0].port
         self.sentinels = [
-            SentinelServer(kind, directory / f"sentinel{n}", first, sentinel_lines, sentinel_login)
+            SentinelServer(kind, directory / f"sentinel{n}", first, sentinel_lines, sentinel_login, tls)
             for n in range(3)
         ]
         # By default a primary waits 5 s for further replicas before it sends its data to the first.
@@ -148,9 +151,8 @@ class SentinelGroup:
         """A connection of the test's own; close it."""
         sentinel = isinstance(server, SentinelServer)
         login = self._sentinel_login if sentinel else self._login
-        return redis.Redis(
-            port=server.port, socket_timeout=0.5, socket_connect_timeout=0.5, decode_responses=True, **login
-        )
+        timeouts = {"socket_timeout": 0.5, "socket_connect_timeout": 0.5}
+        return redis.Redis("127.0.0.1", server.port, decode_responses=True, **timeouts, **login)
 
     def ask(self, server: RedisServer, *command: str) -> Any:
         """The answer; None from a server that is down, frozen or refuses."""
@@ -210,7 +212,8 @@ class SentinelGroup:
         until = time.monotonic() + SETTLED_S
         while not condition():
             if time.monotonic() > until:
-                logs = "\n".join((sentinel.directory / "log").read_text() for sentinel in self.sentinels)
+                files = [server.directory / "log" for server in (*self.servers, *self.sentinels)]
+                logs = "\n".join(file.read_text() for file in files if file.exists())
                 raise RuntimeError(f"not in {SETTLED_S:g} s: {what}\n{logs}")
             time.sleep(0.02)
 
