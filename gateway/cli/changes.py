@@ -214,15 +214,16 @@ def wait_for_all(
 
 
 def _has(member: dict[str, Any], revision: Revision, denies_only: bool) -> bool:
+    """What a replica with another document says of revisions (a NACK), says nothing of this one."""
     ahead = member["denies_rev"] if denies_only else 0
-    applied = member["epoch"] == revision.epoch and max(member["rev"], ahead) >= revision.rev
-    return bool(applied and member["workers_ok"] == member["workers_total"])
+    applied = (member["epoch"], max(member["rev"], ahead)) >= revision
+    return bool(applied and member["status"] == "ACK" and member["workers_ok"] == member["workers_total"])
 
 
 def _behind(member: dict[str, Any], *, live: bool) -> str:
     workers = f"{member['workers_ok']} of {member['workers_total']} workers"
-    is_at = "is at" if live else "does not report any more, and was at"
-    text = f"{member['replica']} {is_at} {member['revision']}, {workers}"
+    text = f"{member['replica']} is at {member['revision']}, {workers}"
+    text += "" if live else ", and has fallen silent"
     return f"{text} ({member['error']})" if member["error"] else text
 
 

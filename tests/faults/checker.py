@@ -40,8 +40,11 @@ def check(history: History, answers: Iterable[Answer]) -> list[Violation]:
 class Register:
     """One value of one route, written by one operator after the other, read by every answer."""
 
-    def __init__(self, initial: int, changes: Iterable[Change], faults: Iterable[Fault]) -> None:
+    def __init__(
+        self, initial: int, changes: Iterable[Change], faults: Iterable[Fault], replicas: int
+    ) -> None:
         self._initial = initial
+        self._replicas = replicas
         self._writes = [change for change in changes if change.outcome == "done"]
         self._unknown = [change for change in changes if change.outcome == "unknown"]
         self._losing = [fault for fault in faults if fault.loses]
@@ -87,10 +90,15 @@ class Register:
     def _may_be_lost(self, write: Change, until_ns: int) -> bool:
         if write.durable or (write.register == "denied" and write.value):
             return False  # a deny is asserted again by every replica that has it
-        # Until all is whole again: a server that comes back may be promoted as well.
+        # What every replica has is given back to the store. A fault goes on until all is whole again: a server
+        # that comes back may be promoted as well.
+        held_ns = (
+            max(write.acknowledged_ns.values()) if len(write.acknowledged_ns) == self._replicas else None
+        )
         return any(
             max(fault.over_ns, fault.whole_ns) >= write.sent_ns and fault.began_ns <= until_ns
             for fault in self._losing
+            if held_ns is None or held_ns > fault.began_ns
         )
 
 
@@ -106,6 +114,7 @@ def registers(history: History) -> dict[tuple[int, str], Register]:
             initial,
             [change for change in history.changes if (change.route, change.register) == (route, name)],
             history.faults,
+            history.replicas,
         )
         for route in range(history.routes)
         for name, initial in (("denied", 0), ("weight", 50))

@@ -88,6 +88,16 @@ class Replica:
             return ["it does not answer"]
         return [*document["degraded"], *([] if document["ready"] else ["not ready"])]
 
+    def restore(self) -> None:
+        with contextlib.suppress(httpx.HTTPError):
+            self.api.post("/api/v1/restore", json={"reason": "faults"}, timeout=CHANGE_TIMEOUT_S)
+
+    @property
+    def can_restore(self) -> bool:
+        """Whether it knows the call; a revision that no store ever had is refused."""
+        refused = self.api.post("/api/v1/restore", json={}, headers={"if-match": '"999.999"'})
+        return refused.status_code not in (404, 405)
+
     def standing(self, route: int) -> Standing:
         document = self.api.get(f"/api/v1/routes/{ROUTES[route]}").json()
         canary = document["variants"]["canary"]
@@ -125,12 +135,32 @@ class Fleet:
         document = wait_for(lambda: replica.get("/api/v1/status"), WHOLE_S, lambda: replica.log)
         self.names[document["replica"]] = replica.number
 
-    def wait_whole(self) -> None:
-        """Returns when no replica says that anything is wrong."""
-        wait_for(lambda: not any(self.troubles()), WHOLE_S, lambda: str(self.troubles()), every_s=0.02)
+    def wait_whole(self, *, mend: bool = False) -> None:
+        """Returns when no replica says that anything is wrong; with `mend`, does what the replicas ask for."""
+
+        def whole() -> bool:
+            if mend:
+                self.mend()
+            return not any(self.troubles())
+
+        wait_for(whole, WHOLE_S, lambda: str(self.troubles()), every_s=0.02)
 
     def troubles(self) -> list[list[str]]:
         return [replica.degraded() for replica in self.replicas]
+
+    def mend(self) -> None:
+        """What an operator does about a store that lost something: gives it what the replica holds that is furthest."""
+        asking = {
+            replica.number: replica
+            for replica, troubles in zip(self.replicas, self.troubles(), strict=True)
+            if any("turnout restore" in trouble for trouble in troubles)
+        }
+        documents = {number: replica.get("/readyz") for number, replica in asking.items()}
+        held = {
+            number: Label.parse(document["revision"]) for number, document in documents.items() if document
+        }
+        if held:
+            asking[max(held, key=lambda number: held[number])].restore()
 
     def kill(self) -> None:
         for replica in self.replicas:

@@ -26,7 +26,6 @@ class Nemesis:
         seed: str,
         *,
         note: Callable[[str], None],
-        restarts: bool = True,
     ) -> None:
         self.faults: list[Fault] = []
         self._fleet = fleet
@@ -38,12 +37,13 @@ class Nemesis:
             "workers: kill all": (1, self._kill_workers),
             "worker: freeze": (2, self._freeze_worker),
             "supervisor: freeze": (1, self._freeze_supervisor),
+            "replica: kill": (1, self._kill_replica),
         }
-        if restarts:
-            self._injuries["replica: kill"] = (1, self._kill_replica)
 
     def run(self, until: Callable[[], bool]) -> None:
         """One fault after the other. Every kind comes once before any comes twice."""
+        if not self._fleet.replicas[0].can_restore:
+            self._injuries.pop("store: flush", None)
         names, weights = list(self._injuries), [weight for weight, _ in self._injuries.values()]
         first = self._random.sample(names, len(names))
         while not until():
@@ -62,7 +62,7 @@ class Nemesis:
                 self._last()
         fault.over_ns = fault.over_ns or now_ns()
         with contextlib.suppress(AssertionError):
-            self._fleet.wait_whole()
+            self._fleet.wait_whole(mend=True)
             fault.whole_ns = now_ns()
         if not fault.whole_ns:
             self._note(f"… not whole {WHOLE_S:g} s after {name}: {self._fleet.troubles()}")

@@ -129,12 +129,18 @@ def test_a_refused_change_is_never_in_force() -> None:
 
 
 @pytest.mark.parametrize(
-    ("durable", "loses", "found"), [(False, True, []), (True, True, [ABSENT]), (False, False, [ABSENT])]
+    ("acknowledged_s", "durable", "loses", "found"),
+    [
+        (3.5, False, True, []),
+        (2, False, True, [ABSENT]),  # every replica had it when the fault began
+        (3.5, True, True, [ABSENT]),
+        (3.5, False, False, [ABSENT]),
+    ],
 )
-def test_only_what_is_not_durable_may_be_lost_and_only_when_the_store_loses_something(
-    durable: bool, loses: bool, found: list[str]
+def test_only_what_not_everybody_has_may_be_lost_and_only_with_the_store(
+    acknowledged_s: float, durable: bool, loses: bool, found: list[str]
 ) -> None:
-    weight = change(1, 100, 2, register="weight", durable=durable)
+    weight = change(1, 100, acknowledged_s, register="weight", durable=durable)
     assert kinds(history(weight, faults=[fault(3, 4, loses=loses)]), answer(5, STABLE, "1.2")) == found
 
 

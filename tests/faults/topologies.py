@@ -75,6 +75,7 @@ class Single:
             "forget scripts": (1, self._forget_scripts),
             "read only": (1, self._read_only),
             "full": (1, self._full),
+            "flush": (1, self._flush),
         }
 
     def close(self) -> None:
@@ -124,6 +125,14 @@ class Single:
                 yield
             finally:
                 client.config_set("maxmemory", "0")
+
+    @contextlib.contextmanager
+    def _flush(self, fault: Fault) -> Iterator[None]:
+        """Everything is gone; what the replicas hold is all there is."""
+        fault.loses = True
+        with self._client() as client:
+            client.flushall()
+        yield
 
     @contextlib.contextmanager
     def _parted(self, part: Callable[[Link], None], rng: random.Random, _: Fault) -> Iterator[None]:
