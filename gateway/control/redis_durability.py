@@ -7,8 +7,8 @@ from redis.exceptions import RedisError, ResponseError
 from gateway.control.redis_address import RedisAddress
 from gateway.control.redis_connection import RedisLine
 
-WAIT_MS = 150
-"""Long for a disk or a replica nearby, and short beside what whoever asked for the change waits for."""
+WAIT_MS = 250
+"""Long for a disk or a replica nearby; less than what a rollback waits for the store (`STORE_GRACE_S`)."""
 
 
 async def durable(line: RedisLine, address: RedisAddress) -> bool | None:

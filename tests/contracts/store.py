@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -243,6 +244,55 @@ class StoreContract:
         finally:
             await watch.aclose()  # type: ignore[attr-defined]
 
+    async def test_each_revision_says_when_it_was_committed_by_the_stores_clock(
+        self, store: Store, other: Store
+    ) -> None:
+        await store.put(document(), EMPTY, author("a"), [])
+        await store.deny({BAD: "2"}, author("b"), [])
+        held = await other.read()
+        assert held is not None
+        deny, put = await store.history()
+        assert held.commit_us == deny.us >= held.denies[BAD].us >= put.us > 1_500_000_000_000_000
+        assert held.base == EMPTY
+        assert await other.report(member("one", rev=2)) >= held.commit_us, "both by one clock"
+
+    async def test_what_is_on_the_disk_is_durable(self, store: Store) -> None:
+        made = await store.put(document(), EMPTY, author("a"), [])
+        denied = await store.deny({BAD: "2"}, author("b"), [])
+        lifted = await store.undeny([BAD], author("c"), [])
+        # Redis 7.0 cannot say.
+        assert {made.durable, denied.durable, lifted.durable} in ({True}, {None})
+
+    async def test_every_answer_is_a_sign_of_life(self, store: Store) -> None:
+        opened = store.heard
+        assert opened <= time.monotonic()
+        await store.read()
+        assert store.heard > opened
+        watch = store.watch()
+        await soon(anext(watch))
+        waiting = asyncio.ensure_future(anext(watch))
+        quiet = store.heard
+        async with asyncio.timeout(SOON_S):
+            while store.heard == quiet:
+                await asyncio.sleep(0.01)
+        assert not waiting.done(), "also where nothing is new"
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+    async def test_a_document_that_is_held_already_comes_with_new_denies(
+        self, store: Store, other: Store
+    ) -> None:
+        await store.put(document(), EMPTY, author("a"), [])
+        first = await store.read()
+        await other.deny({BAD: "2"}, author("b"), [])
+        second = await store.read()
+        assert first is not None and second is not None
+        assert second.state is first.state, "it was not even decoded again"
+        assert (second.revision, set(second.denies)) == (Revision(1, 2), {BAD})
+        await other.put(document(100), Revision(1, 2), author("c"), [])
+        third = await store.read()
+        assert third is not None and third.state == document(100)
+
     async def test_a_damaged_document_is_an_error_that_says_so(self, store: Store) -> None:
         await store.put(document(), EMPTY, author("a"), [])
         await self.damage(store)
@@ -255,6 +305,7 @@ class StoreContract:
         assert first.applied_us > 1_500_000_000_000_000
         await store.report(member("one"))
         assert await store.members() == [first], "a heartbeat does not change when it was applied"
-        await store.report(member("one", rev=2))
+        assert await store.report(member("one")) == first.applied_us
+        assert await store.report(member("one", rev=2)) > first.applied_us
         (second,) = await store.members()
         assert second.rev == 2 and second.applied_us > first.applied_us

@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import redis
@@ -174,6 +176,67 @@ class TestRedisStore(StoreContract):
         assert self.plain.zcard(self.prefix + "ops") == 10_000
         assert await store.put(document(), EMPTY, author("a"), []) == Revision(1, 1)
 
+    async def test_the_log_is_bounded(self, store: Store) -> None:
+        await store.put(document(), EMPTY, author("a"), [])
+        with self.plain.pipeline(transaction=False) as many:
+            for number in range(10_500):
+                many.xadd(self.prefix + "log", {"type": "put", "number": number})
+            many.execute()
+        await store.deny({BAD: "2"}, author("b"), [])
+        # Whole nodes of a stream go, of 100 entries each.
+        assert 10_000 <= self.plain.xlen(self.prefix + "log") <= 10_100
+        assert [record.op_id for record in await store.history(1)] == ["b"]
+
+    async def test_what_a_replica_costs(self, store: Store, other: Store, shared_redis: RedisServer) -> None:
+        """Commands, as the server counts them: at rest, for a change, and for a report."""
+        await store.put(document(), EMPTY, author("a"), [])
+        await store.read()
+        with self.counted() as read:
+            await store.read()
+        # What a script calls is counted as well.
+        assert read == {"evalsha": 1, "hmget": 1, "hgetall": 1}
+        await other.put(document(5), Revision(1, 1), author("b"), [])
+        with self.counted() as read:
+            await store.read()
+        assert read == {"evalsha": 1, "hmget": 1, "hgetall": 1, "hget": 1}
+        await store.report(member("one"))
+        with self.counted() as reported:
+            await store.report(member("one"))
+        assert reported == dict.fromkeys(("evalsha", "time", "hset", "expire", "zadd", "zremrangebyscore"), 1)
+        watch = store.watch()
+        await soon(anext(watch))
+        waiting = asyncio.ensure_future(anext(watch))
+        await self.blocked()
+        with self.counted() as woken:
+            self.plain.xadd(self.prefix + "signals", {"action": "rollback", "route": "fraud"})
+            assert len(await soon(waiting)) == 1
+        assert woken.pop("xadd") == 1
+        # The one that waited; at most one more, had the first just ended.
+        assert set(woken) <= {"xread"} and woken.get("xread", 1) <= 2
+        await watch.aclose()  # type: ignore[attr-defined]
+
+    @contextmanager
+    def counted(self) -> Iterator[dict[str, int]]:
+        """Filled at the end, with how often each command came meanwhile."""
+
+        def calls() -> dict[str, int]:
+            return {
+                name.removeprefix("cmdstat_"): value["calls"]
+                for name, value in self.plain.info("commandstats").items()
+                if name not in ("cmdstat_info", "cmdstat_client|list")
+            }
+
+        found: dict[str, int] = {}
+        before = calls()
+        yield found
+        found |= {name: n - before.get(name, 0) for name, n in calls().items() if n != before.get(name, 0)}
+
+    async def blocked(self) -> None:
+        """Returns when some client waits for news."""
+        async with asyncio.timeout(5):
+            while not self.plain.info("clients")["blocked_clients"]:
+                await asyncio.sleep(0.005)
+
     async def test_a_flushed_server_is_an_empty_store_in_its_next_epoch(self, store: Store) -> None:
         await store.put(document(), EMPTY, author("a"), [])
         for key in self.plain.scan_iter(self.prefix.replace("{", "\\{") + "*"):
@@ -230,6 +293,73 @@ class TestAServerThatFails:
         own_redis.thaw()
         held = await store.read()
         assert held is not None and held.revision == Revision(1, 1)
+
+    async def test_scripts_that_the_server_forgot(self, own_redis: RedisServer, store: RedisStore) -> None:
+        await store.put(document(), EMPTY, author("a"), [])
+
+        def flush() -> None:
+            with redis.Redis(port=own_redis.port) as plain:
+                plain.script_flush()
+
+        for forget in (flush, own_redis.restart):
+            await asyncio.to_thread(forget)
+            held = await store.read()
+            assert held is not None and held.revision == Revision(1, 1)
+            await store.report(member("one"))
+        assert await store.deny({BAD: "2"}, author("b"), []) == Revision(1, 2)
+
+    async def test_connections_that_the_server_closes(
+        self, own_redis: RedisServer, store: RedisStore
+    ) -> None:
+        """CLIENT KILL, as an eviction of clients does it: idle connections cost no error, a waiting one does."""
+        await store.put(document(), EMPTY, author("a"), [])
+        watch = store.watch()
+        await soon(anext(watch))
+        waiting = asyncio.ensure_future(anext(watch))
+        await asyncio.sleep(0)
+        with redis.Redis(port=own_redis.port) as plain:
+            plain.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        with pytest.raises(StoreUnavailable, match="connection failed"):
+            await soon(waiting)
+        held = await store.read()
+        assert held is not None and held.revision == Revision(1, 1)
+        with redis.Redis(port=own_redis.port) as plain:
+            plain.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        fresh = store.watch()
+        assert await soon(anext(fresh)) == []
+        await fresh.aclose()
+
+    async def test_a_server_whose_log_is_behind_the_cursor(
+        self, own_redis: RedisServer, tmp_path: Path
+    ) -> None:
+        """A stale replica is promoted behind one address. XREAD waits there for ids that come in years; the
+        regular compare finds what has changed."""
+        store = RedisStore(own_redis.url, "ns", "replica", jitter=lambda: 0.1)
+        await store.put(document(), EMPTY, author("a"), [])
+        with redis.Redis(port=own_redis.port) as plain:
+            stale = {key: plain.dump(key) for key in plain.keys()}
+            plain.xadd("{turnout:ns}:log", {"type": "put"}, id="9999999999999-0")
+            plain.xadd("{turnout:ns}:signals", {"action": "rollback"}, id="9999999999999-0")
+            await store.seen("9999999999999-0")
+            watch = store.watch()
+            assert await soon(anext(watch)) == []
+            plain.flushall()
+            for key, value in stale.items():
+                plain.restore(key, 0, value)  # type: ignore[arg-type]
+            other = RedisStore(own_redis.url, "ns", "other")
+            assert await other.deny({BAD: "2"}, author("b"), []) == Revision(1, 2)
+            id_ = plain.xadd("{turnout:ns}:signals", {"action": "rollback"})
+            found: list[str] = []
+            while not found:
+                found = [signal.id for signal in await soon(anext(watch))]
+            assert found == [_text(id_)]
+            # Its cursors are where the server is again: the next change wakes it at once.
+            waiting = asyncio.ensure_future(anext(watch))
+            await other.undeny([BAD], author("c"), [])
+            assert await soon(waiting) == []
+        await watch.aclose()
+        await other.aclose()
+        await store.aclose()
 
     async def test_a_cancelled_call_does_not_shift_the_next_answer(
         self, own_redis: RedisServer, store: RedisStore
