@@ -47,7 +47,7 @@ class Judged:
     """Lines of the logs that nobody should ever see."""
 
 
-def run(options: Options, directory: Path, note: Callable[[str], None] = print) -> Judged:
+def run(options: Options, directory: Path, note: Callable[[str], None]) -> Judged:
     """Leaves `answers` and `history.json` in the directory, beside the replicas' logs."""
     topology = TOPOLOGIES[options.topology](directory, options.kind)
     fleet = Fleet(directory, topology.urls)
