@@ -14,6 +14,7 @@ import random
 import sys
 import tempfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -48,7 +49,7 @@ def main() -> int:
         kind=arguments.kind,
     )
     with tempfile.TemporaryDirectory(prefix="turnout-faults-") as scratch:
-        return show(run(options, arguments.keep or Path(scratch)))
+        return show(run(options, arguments.keep or Path(scratch), partial(print, flush=True)))
 
 
 def show(judged: Judged) -> int:

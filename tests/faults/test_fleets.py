@@ -15,7 +15,7 @@ from tests.faults.run import Options, run
 )
 def test_every_promise_holds_whatever_happens(tmp_path: Path, topology: str, kind: str, flips: int) -> None:
     options = Options(seed=4, flips=flips, per_second=3.0, topology=topology, kind=kind)
-    judged = run(options, tmp_path)
+    judged = run(options, tmp_path, print)
     assert judged.violations == [], judged.summary
     assert judged.troubles == [], judged.summary
     # Else nothing was tried. Some flips are refused, or fail while the store is away.
