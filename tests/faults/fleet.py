@@ -234,9 +234,14 @@ def free_port() -> int:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended, waited for by its parent or not."""
+    """Whether a process has ended, waited for by its parent or not.
+
+    The first thread may have ended while another still holds the connections.
+    """
+    process = Path(f"/proc/{pid}")
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+        return state in "ZX" and len(list((process / "task").iterdir())) == 1
     except OSError:
         return True
 
