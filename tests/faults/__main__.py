@@ -49,7 +49,9 @@ def main() -> int:
         kind=arguments.kind,
     )
     with tempfile.TemporaryDirectory(prefix="turnout-faults-") as scratch:
-        return show(run(options, arguments.keep or Path(scratch), partial(print, flush=True)))
+        directory = (arguments.keep or Path(scratch)).absolute()
+        directory.mkdir(parents=True, exist_ok=True)
+        return show(run(options, directory, partial(print, flush=True)))
 
 
 def show(judged: Judged) -> int:
