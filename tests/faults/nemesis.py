@@ -25,11 +25,13 @@ class Nemesis:
         topology: Topology,
         seed: str,
         *,
+        hurt: threading.Event,
         note: Callable[[str], None],
     ) -> None:
         self.faults: list[Fault] = []
         self._fleet = fleet
         self._random = random.Random(seed)
+        self._hurt_now = hurt
         self._note = note
         self._injuries: dict[str, tuple[int, Injury]] = {
             **{f"store: {name}": injury for name, injury in topology.injuries(self._random).items()},
@@ -55,12 +57,14 @@ class Nemesis:
         fault = Fault(kind=name, target="", began_ns=now_ns())
         self.faults.append(fault)
         self._note(f"{name} …")
+        self._hurt_now.set()
         with self._injuries[name][1](fault):
             if name == "store: freeze" and self._random.random() < 0.6:
                 self._await_notice(fault)
             else:
                 self._last()
         fault.over_ns = fault.over_ns or now_ns()
+        self._hurt_now.clear()
         with contextlib.suppress(AssertionError):
             self._fleet.wait_whole(mend=True)
             fault.whole_ns = now_ns()

@@ -31,6 +31,8 @@ class Budget:
     def __init__(self, flips: int) -> None:
         self._left = itertools.count(flips, -1)
         self._stop = threading.Event()
+        self.hurt = threading.Event()
+        """Something is broken: whoever has to act then, acts."""
 
     def take(self) -> bool:
         return not self._stop.is_set() and next(self._left) > 0
@@ -67,7 +69,8 @@ class Operator:
     def run(self) -> None:
         while self._budget.take():
             self._flip()
-            self._budget.pause(self._random.uniform(0, 2 * self._pause_s))
+            haste = 0.2 if self._budget.hurt.is_set() else 1.0
+            self._budget.pause(self._random.uniform(0, 2 * self._pause_s) * haste)
 
     def _flip(self) -> None:
         change = self._choose()

@@ -53,7 +53,7 @@ def run(options: Options, directory: Path, note: Callable[[str], None]) -> Judge
     fleet = Fleet(directory, topology.urls)
     history = History(seed=options.seed, replicas=len(fleet.replicas), routes=len(ROUTES))
     budget = Budget(options.flips)
-    nemesis = Nemesis(fleet, topology, f"{options.seed} nemesis", note=note)
+    nemesis = Nemesis(fleet, topology, f"{options.seed} nemesis", hurt=budget.hurt, note=note)
     operators = [
         Operator(
             fleet, topology.view, route, f"{options.seed} operator {route}", budget,
