@@ -48,7 +48,7 @@ class Client:
 
 class Recorder:
     def __init__(self, path: Path, span_ns: int, clients: list[Client], routes: list[str]) -> None:
-        self._file = path.open("ab", buffering=FLUSH_BYTES)
+        self._file = path.open("wb", buffering=FLUSH_BYTES)
         self._span_ns = span_ns
         self._clients = clients
         self._routes = routes
