@@ -1,7 +1,7 @@
 """Hurts a real fleet and judges what its clients and operators saw.
 
     python -m tests.faults --flips 1000 --seed 7 [--topology single|sentinel|embedded] [--kind valkey|redis]
-                           [--per-second 2] [--keep DIRECTORY]
+                           [--per-second 2] [--faults store:] [--keep DIRECTORY]
 
 Exits 1 where a promise of docs/control-plane.md was broken. The seed gives the same operators and the same
 faults again, not the same interleaving.
@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--topology", choices=[*TOPOLOGIES], default="single")
     parser.add_argument("--kind", choices=KINDS, default="valkey")
     parser.add_argument("--per-second", type=float, default=2.0, help="flips, when nothing is broken")
+    parser.add_argument("--faults", default="", help="only those whose names begin so: store: or worker")
     parser.add_argument("--keep", type=Path, help="keep logs and history here")
     parser.add_argument("--judge", type=Path, help="only judge what --keep kept")
     arguments = parser.parse_args()
@@ -45,6 +46,7 @@ def main() -> int:
         seed=arguments.seed,
         flips=arguments.flips,
         per_second=arguments.per_second,
+        faults=arguments.faults,
         topology=arguments.topology,
         kind=arguments.kind,
     )

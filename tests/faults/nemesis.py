@@ -14,6 +14,7 @@ from tests.faults.topologies import Injury, Topology
 from tests.servers.gateway import wait_for
 
 CALM_S = (0.3, 2.0)
+LASTS_S = (0.05, 0.3, 1.0, 2.5)
 FROZEN_S = 3.0
 """Long enough for every replica to notice that the store is frozen, which has two seconds."""
 
@@ -25,6 +26,7 @@ class Nemesis:
         topology: Topology,
         seed: str,
         *,
+        kinds: str,
         hurt: threading.Event,
         note: Callable[[str], None],
     ) -> None:
@@ -41,17 +43,19 @@ class Nemesis:
             "supervisor: freeze": (1, self._freeze_supervisor),
             "replica: kill": (1, self._kill_replica),
         }
+        self._injuries = {name: injury for name, injury in self._injuries.items() if name.startswith(kinds)}
 
-    def run(self, until: Callable[[], bool]) -> None:
-        """One fault after the other. Every kind comes once before any comes twice."""
+    def run(self, until: Callable[[], bool], tried: Callable[[], None]) -> None:
+        """One fault after the other. Every kind comes once before any comes twice; then `tried` is told."""
         if not self._fleet.replicas[0].can_restore:
             self._injuries.pop("store: flush", None)
         names, weights = list(self._injuries), [weight for weight, _ in self._injuries.values()]
         first = self._random.sample(names, len(names))
         while not until():
             _pause(self._random.uniform(*CALM_S))
-            name = first.pop() if first else self._random.choices(names, weights)[0]
-            self._hurt(name)
+            self._hurt(first.pop() if first else self._random.choices(names, weights)[0])
+            if not first:
+                tried()
 
     def _hurt(self, name: str) -> None:
         fault = Fault(kind=name, target="", began_ns=now_ns())
@@ -59,20 +63,23 @@ class Nemesis:
         self._note(f"{name} …")
         self._hurt_now.set()
         with self._injuries[name][1](fault):
-            if name == "store: freeze" and self._random.random() < 0.6:
+            if fault.over_ns:
+                self._await_whole(fault)
+            elif name == "store: freeze" and self._random.random() < 0.6:
                 self._await_notice(fault)
             else:
-                self._last()
+                _pause(self._random.choice(LASTS_S))
         fault.over_ns = fault.over_ns or now_ns()
         self._hurt_now.clear()
-        with contextlib.suppress(AssertionError):
-            self._fleet.wait_whole(mend=True)
-            fault.whole_ns = now_ns()
-        if not fault.whole_ns:
-            self._note(f"… not whole {WHOLE_S:g} s after {name}: {self._fleet.troubles()}")
+        # Again, where something was put back that the fleet could do without.
+        self._await_whole(fault)
 
-    def _last(self) -> None:
-        _pause(self._random.choice((0.05, 0.3, 1.0, 2.5)))
+    def _await_whole(self, fault: Fault) -> None:
+        try:
+            self._fleet.wait_whole(mend=True)
+            fault.whole_ns = fault.whole_ns or now_ns()
+        except AssertionError:
+            self._note(f"… not whole {WHOLE_S:g} s after {fault.kind}: {self._fleet.troubles()}")
 
     def _await_notice(self, fault: Fault) -> None:
         until = fault.began_ns + int(FROZEN_S * 1e9)

@@ -26,16 +26,18 @@ SETTLED_S = 0.3
 
 
 class Budget:
-    """The flips that are left to all operators together."""
+    """What all operators do together: so many flips, and more until every kind of fault was tried."""
 
     def __init__(self, flips: int) -> None:
         self._left = itertools.count(flips, -1)
         self._stop = threading.Event()
+        self.tried = threading.Event()
+        """Every kind of fault."""
         self.hurt = threading.Event()
         """Something is broken: whoever has to act then, acts."""
 
     def take(self) -> bool:
-        return not self._stop.is_set() and next(self._left) > 0
+        return not self._stop.is_set() and (next(self._left) > 0 or not self.tried.is_set())
 
     def stop(self) -> None:
         self._stop.set()

@@ -32,6 +32,8 @@ class Options:
     topology: str
     kind: str
     """valkey or redis"""
+    faults: str = ""
+    """How the names of the faults begin: `store:`, `worker`; all of them without."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,9 @@ def run(options: Options, directory: Path, note: Callable[[str], None]) -> Judge
     fleet = Fleet(directory, topology.urls)
     history = History(seed=options.seed, replicas=len(fleet.replicas), routes=len(ROUTES))
     budget = Budget(options.flips)
-    nemesis = Nemesis(fleet, topology, f"{options.seed} nemesis", hurt=budget.hurt, note=note)
+    nemesis = Nemesis(
+        fleet, topology, f"{options.seed} nemesis", kinds=options.faults, hurt=budget.hurt, note=note
+    )
     operators = [
         Operator(
             fleet, topology.view, route, f"{options.seed} operator {route}", budget,
@@ -101,7 +105,7 @@ def _operate(operators: list[Operator], nemesis: Nemesis, budget: Budget) -> Non
     with ThreadPoolExecutor(len(operators)) as threads:
         working = [threads.submit(operator.run) for operator in operators]
         try:
-            nemesis.run(until=lambda: all(each.done() for each in working))
+            nemesis.run(until=lambda: all(each.done() for each in working), tried=budget.tried.set)
         finally:
             budget.stop()
         for each in working:
