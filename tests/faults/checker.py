@@ -16,6 +16,8 @@ from tests.faults.history import CANARY, STABLE, Answer, Change, Fault, History,
 
 DEATH_NS = 5_000_000
 """A client that has just seen an idle connection alive may still write to it, when its worker is gone."""
+DEMOTED_NS = 5_000_000_000
+"""A primary goes on taking writes until a sentinel has told it that it is none any more, and loses them then."""
 
 
 class Violation(NamedTuple):
@@ -90,13 +92,12 @@ class Register:
     def _may_be_lost(self, write: Change, until_ns: int) -> bool:
         if write.durable or (write.register == "denied" and write.value):
             return False  # a deny is asserted again by every replica that has it
-        # What every replica has is given back to the store. A fault goes on until all is whole again: a server
-        # that comes back may be promoted as well.
-        held_ns = (
-            max(write.acknowledged_ns.values()) if len(write.acknowledged_ns) == self._replicas else None
-        )
+        # A document that every replica has is given back to the store. A deny that was lifted may come back
+        # with it, which is the safe side.
+        everybody = write.register == "weight" and len(write.acknowledged_ns) == self._replicas
+        held_ns = max(write.acknowledged_ns.values()) if everybody else None
         return any(
-            max(fault.over_ns, fault.whole_ns) >= write.sent_ns and fault.began_ns <= until_ns
+            max(fault.over_ns, fault.whole_ns) + DEMOTED_NS >= write.sent_ns and fault.began_ns <= until_ns
             for fault in self._losing
             if held_ns is None or held_ns > fault.began_ns
         )

@@ -144,6 +144,15 @@ def test_only_what_not_everybody_has_may_be_lost_and_only_with_the_store(
     assert kinds(history(weight, faults=[fault(3, 4, loses=loses)]), answer(5, STABLE, "1.2")) == found
 
 
+def test_a_deny_that_was_lifted_may_come_back_with_what_the_store_lost() -> None:
+    allow = change(5, 0, 6, label="1.3", durable=False)
+    made = history(change(0.1, 100, 0.2, register="weight", label="1.1"), ROLLBACK, allow)
+    made.faults = [fault(7, 8, loses=True)]
+    assert kinds(made, answer(9, STABLE, "1.3")) == []
+    allow.durable = True
+    assert kinds(made, answer(9, STABLE, "1.3")) == [ABSENT]
+
+
 def test_a_deny_is_not_lost_with_the_store() -> None:
     made = history(change(1, 1, 2, durable=False), faults=[fault(3, 4, loses=True)])
     assert kinds(made, answer(5, CANARY, "1.2")) == [DENIED]
