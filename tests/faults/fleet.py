@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import redis
 
 from registry_client.adapters.directory import publish
 from tests import models
@@ -23,7 +21,6 @@ from tests.faults.history import Label, Standing
 from tests.servers.gateway import Gateway, wait_for
 
 ROUTES = ("alpha", "beta", "gamma", "delta")
-PREFIX = "{turnout:default}:"
 TIMEOUT_S = 2.0
 """Of a call that only looks; a frozen replica answers none."""
 CHANGE_TIMEOUT_S = 25.0
@@ -108,10 +105,9 @@ class Replica:
 
 
 class Fleet:
-    """Replicas over one store. `store` is its client, None where the store is a replica's own file."""
+    """Replicas of one state. `urls` says where each finds the store; "" is one of its own."""
 
-    def __init__(self, directory: Path, url_of: list[str], *, workers: int = 2) -> None:
-        """`url_of`: where each replica finds the store; "" for one of its own."""
+    def __init__(self, directory: Path, urls: list[str]) -> None:
         for version in (1, 2):
             source = models.save(models.constant(float(version)), directory / f"v{version}" / "model.onnx")
             publish(directory / "models", "number", source, version=str(version))
@@ -119,7 +115,7 @@ class Fleet:
         manifest += "".join(_ROUTE.format(route=route) for route in ROUTES)
         self.replicas = [
             Replica(number, directory / f"replica{number}", manifest, *(("--redis", url) if url else ()))
-            for number, url in enumerate(url_of)
+            for number, url in enumerate(urls)
         ]
         self.names: dict[str, int] = {}
         """What each replica calls itself, of all its lives."""
@@ -185,48 +181,6 @@ class Fleet:
                 asking.stdin.close()
 
 
-class StoreView:
-    """What lies in the shared store, read past the gateway."""
-
-    def __init__(self, connect: Any) -> None:
-        """`connect()` gives a client of what is the primary now."""
-        self._connect = connect
-
-    def signal(self, fields: dict[str, str]) -> str:
-        with self._connect() as client:
-            return str(client.xadd(PREFIX + "signals", fields).decode())
-
-    def revision(self) -> tuple[int, int] | None:
-        with self._connect() as client:
-            epoch, rev = client.hmget(PREFIX + "state", "epoch", "rev")
-        return (int(epoch), int(rev)) if epoch and rev else None
-
-    def deny_label(self, route: str) -> Label | None:
-        """The revision of the deny on a route's canary, None where there is none."""
-        with self._connect() as client:
-            pipe = client.pipeline()
-            pipe.hget(PREFIX + "state", "epoch")
-            pipe.hgetall(PREFIX + "deny")
-            epoch, denies = pipe.execute()
-        found = [json.loads(deny) for key, deny in denies.items() if key.decode().startswith(f"{route}|")]
-        return Label(int(epoch), found[0]["rev"]) if epoch and found else None
-
-    def is_lost(self, signal_id: str) -> bool:
-        """Whether a signal has gone with what the store has lost."""
-        with self._connect() as client:
-            return not client.xrange(PREFIX + "signals", signal_id, signal_id)
-
-    def handled(self, signal_id: str) -> bool:
-        """Whether a signal is done with, and all before it."""
-        with self._connect() as client:
-            seen = client.hget(PREFIX + "state", "signals_id")
-        return seen is not None and _stream_id(seen.decode()) >= _stream_id(signal_id)
-
-
-def _stream_id(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split("-"))
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -249,10 +203,6 @@ def gone(pid: int) -> bool:
 def send(pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-
-
-def connect(url: str) -> redis.Redis:
-    return redis.Redis.from_url(url, socket_timeout=TIMEOUT_S, socket_connect_timeout=1.0)
 
 
 def now_ns() -> int:

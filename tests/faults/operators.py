@@ -13,8 +13,9 @@ from typing import Any
 import httpx
 import redis
 
-from tests.faults.fleet import CHANGE_TIMEOUT_S, ROUTES, Fleet, Replica, StoreView, now_ns
+from tests.faults.fleet import CHANGE_TIMEOUT_S, ROUTES, Fleet, Replica, now_ns
 from tests.faults.history import Change, Label, Standing
+from tests.faults.store_view import StoreView
 
 POLL_S = 0.015
 GIVE_UP_S = 60.0

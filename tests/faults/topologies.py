@@ -12,8 +12,9 @@ from typing import Protocol
 
 import redis
 
-from tests.faults.fleet import StoreView, connect, now_ns
+from tests.faults.fleet import now_ns
 from tests.faults.history import Fault
+from tests.faults.store_view import StoreView, connect
 from tests.servers.partition import Link
 from tests.servers.redis import RedisServer
 from tests.servers.sentinel import SERVICE, SentinelGroup
@@ -40,7 +41,7 @@ class Topology(Protocol):
 class Embedded:
     """One replica with its own file."""
 
-    view = None
+    view: StoreView | None = None
 
     def __init__(self, _: Path, __: str) -> None:
         self.urls = [""]
@@ -60,7 +61,7 @@ class Single:
         self._server.start()
         self._links = [Link(self._server.port) for _ in range(2)]
         self.urls = [f"redis://127.0.0.1:{link.port}" for link in self._links]
-        self.view = StoreView(self._client)
+        self.view: StoreView | None = StoreView(self._client)
 
     def _client(self) -> redis.Redis:
         return connect(self._server.url)
@@ -155,7 +156,7 @@ class Sentinels:
             self._group.close()
             raise
         self.urls = [self._group.url] * 2
-        self.view = StoreView(self._client)
+        self.view: StoreView | None = StoreView(self._client)
 
     def _client(self) -> redis.Redis:
         try:
