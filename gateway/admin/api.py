@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from gateway.admin.audit import audit_routes
 from gateway.admin.auth import TRUSTED, AdminGuard
 from gateway.admin.changes import change_routes
 from gateway.admin.problems import HANDLED, handle, handle_bug, handle_http
@@ -30,6 +31,7 @@ def admin_app(replica: Replica) -> Starlette:
             Route("/readyz", probes.readyz),
             Route("/metrics", probes.metrics),
             *view_routes(replica, PREFIX),
+            *audit_routes(replica, PREFIX),
             *change_routes(replica, PREFIX),
         ],
         middleware=[Middleware(AdminGuard, token=replica.token)],

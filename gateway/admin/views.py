@@ -1,4 +1,4 @@
-"""What the admin API shows of routes, replicas, history and the weights cache. Handlers only translate."""
+"""What the admin API shows of routes, replicas and the weights cache. Handlers only translate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gateway.control.store import StoreUnavailable
 from gateway.routing.change import route_of
 from registry_client import ModelRef, split_model
 
-HISTORY_LIMIT = 1000
+VERSIONS_LIMIT = 1000
 KEEP_ALIVE_S = 15.0
 
 
@@ -30,7 +30,6 @@ def view_routes(replica: Replica, prefix: str) -> list[Route]:
         Route(f"{prefix}/routes", views.routes),
         Route(f"{prefix}/routes/{{route}}", views.route),
         Route(f"{prefix}/status", views.status),
-        Route(f"{prefix}/audit", views.audit),
         Route(f"{prefix}/events", views.events),
         Route(f"{prefix}/registries", views.registries),
         Route(f"{prefix}/versions", views.versions),
@@ -78,12 +77,6 @@ class _Views:
             }
         )
 
-    async def audit(self, request: Request) -> Response:
-        limit = integer_of(request, "limit", 100, HISTORY_LIMIT)
-        return json_response(
-            {"records": documents.history_documents(await self._replica.store.history(limit))}
-        )
-
     async def events(self, request: Request) -> Response:
         return StreamingResponse(
             self._stream(), media_type="text/event-stream", headers={"cache-control": "no-store"}
@@ -105,7 +98,7 @@ class _Views:
         registry, model = split_model(request.query_params.get("model", ""))
         versions = self._replica.versions
         client = versions.registries.client(registry, self._replica.deliverer.held.state.registries)
-        found = await client.versions(model, limit=integer_of(request, "limit", 100, HISTORY_LIMIT))
+        found = await client.versions(model, limit=integer_of(request, "limit", 100, VERSIONS_LIMIT))
         aliases = await client.aliases(model)
         return json_response(
             {

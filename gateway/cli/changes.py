@@ -156,7 +156,7 @@ def _show_outcome(document: dict[str, Any], output: str) -> None:
         return
     say(f"{document['message'] or 'done'} (revision {document['revision']})")
     if document.get("durable") is False:
-        say("in force, but only the memory of the store's primary has it: a loss of that server may undo it")
+        say("it is in force, but not on the store's disk or replicas yet: a loss of the primary may undo it")
 
 
 def _settle(

@@ -23,7 +23,8 @@ EXIT_ERROR, EXIT_CHANGES, EXIT_CONFLICT, EXIT_PARTIAL = 1, 2, 3, 4
 _MODULES = {
     **dict.fromkeys(("serve", "config"), "gateway.cli.serve"),
     **dict.fromkeys(("plan", "apply", "weights", "rollback", "allow"), "gateway.cli.changes"),
-    **dict.fromkeys(("get", "describe", "history", "status", "cache"), "gateway.cli.views"),
+    **dict.fromkeys(("get", "describe", "status", "cache"), "gateway.cli.views"),
+    **dict.fromkeys(("history", "audit"), "gateway.cli.audit"),
     **dict.fromkeys(("resolve", "push"), "gateway.cli.registries"),
 }
 

@@ -9,7 +9,6 @@ import click
 from gateway.cli.admin_client import AdminClient, segment
 from gateway.cli.output import moment, per_cent, say, show, size, table
 
-_CHANGES_SHOWN = 3
 _OUTPUT = click.option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table")
 
 
@@ -117,29 +116,6 @@ def describe(admin: AdminClient, route: str, output: str) -> None:
 
 
 @click.command()
-@click.argument("route", required=False)
-@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
-@_OUTPUT
-@click.pass_obj
-def history(admin: AdminClient, route: str | None, limit: int, output: str) -> None:
-    """Who changed what, when and why; the newest first."""
-    document = admin.get("/audit", limit=limit)
-    records = [record for record in document["records"] if route is None or _touches(record, route)]
-    rows = [
-        (
-            record["revision"],
-            moment(record["us"]),
-            record["type"],
-            record["actor"],
-            changes_cell([change for change in record["changes"] if route in (None, change["route"])]),
-            record["reason"],
-        )
-        for record in records
-    ]
-    show({"records": records}, ("revision", "when", "what", "who", "change", "why"), rows, output)
-
-
-@click.command()
 @_OUTPUT
 @click.pass_obj
 def status(admin: AdminClient, output: str) -> None:
@@ -218,33 +194,4 @@ def _short(digest: str | None) -> str:
     return "not fetched" if digest is None else digest[:12]
 
 
-def _touches(record: dict[str, Any], route: str) -> bool:
-    return any(change["route"] == route for change in record["changes"])
-
-
-def changes_cell(changes: list[dict[str, Any]]) -> str:
-    """The first few: a manifest may change thousands of routes at once, and a table has one line for it."""
-    lines = [_change_line(change) for change in changes[:_CHANGES_SHOWN]]
-    if len(changes) > _CHANGES_SHOWN:
-        lines.append(f"and {len(changes) - _CHANGES_SHOWN} routes more (-o json)")
-    return "; ".join(lines)
-
-
-def _change_line(change: dict[str, Any]) -> str:
-    return f"{change['route']}: {_mix(change['before'])} -> {_mix(change['after'])}"
-
-
-def _mix(serving: dict[str, Any] | None) -> str:
-    if serving is None:
-        return "nothing"
-    return (
-        ", ".join(
-            f"{name} {variant['version']} {variant['share']:g}%"
-            for name, variant in serving.items()
-            if variant["share"]
-        )
-        or "no traffic"
-    )
-
-
-COMMANDS = (get, describe, history, status, cache)
+COMMANDS = (get, describe, status, cache)

@@ -23,6 +23,8 @@ from gateway.control.store import (
     Committed,
     Conflict,
     HistoryRecord,
+    Ledger,
+    Line,
     Member,
     Signal,
     StoreUnavailable,
@@ -146,6 +148,12 @@ class FileStore:
         with self._mapped():
             return await asyncio.to_thread(self._read_history, limit)
 
+    async def ledger(self) -> Ledger:
+        # Under the lock: a line comes before the state that holds its head.
+        async with self._owned():
+            held, lines = await asyncio.to_thread(self._read_ledger)
+        return Ledger(head=held.head if held else None, kept=self._history.kept_lines, pages=_one_page(lines))
+
     async def watch(self) -> AsyncGenerator[list[Signal], None]:
         """As `Store.watch`; there are no signals, because nobody but this machine reaches the store."""
         rung = asyncio.Event()
@@ -210,7 +218,7 @@ class FileStore:
         replaces_damaged: bool,
     ) -> Revision:
         held = self._held(replaces_damaged)
-        self._history.settle(held.revision if held else None)
+        self._history.settle(held)
         if held and (known := self._history.find(author.op_id, held.revision.epoch)):
             return known
         made = step(held)
@@ -219,16 +227,20 @@ class FileStore:
         # The order matters: a line without its state is ignored and cut off, a state without its line
         # would be a change that nobody can account for.
         record = self._record(made.type, made.held, author, author.reason, changes)
-        self._history.append(record)
+        head = self._history.append(record, held)
+        committed = msgspec.structs.replace(made.held, head=head, commit_us=record.us)
+        self._write_state(committed)
+        with suppress(OSError):
+            self._history.compact(committed)
+        return made.revision
+
+    def _write_state(self, held: InForce) -> None:
         try:
-            state_file.write(self._state_path, msgspec.structs.replace(made.held, commit_us=record.us))
+            state_file.write(self._state_path, held)
         except OSError:
             with suppress(OSError):
                 self._history.undo()
             raise
-        with suppress(OSError):
-            self._history.compact()
-        return made.revision
 
     def _held(self, replaces_damaged: bool) -> InForce | None:
         try:
@@ -245,11 +257,12 @@ class FileStore:
     def _reject_locked(self, author: Author, error: str) -> None:
         with self._locked():
             held = _required(self._held(replaces_damaged=False))
-            self._history.settle(held.revision)
+            self._history.settle(held)
             if self._history.find(author.op_id, held.revision.epoch):
                 return
             reason = f"{author.reason} (refused: {error})" if author.reason else f"refused: {error}"
-            self._history.append(self._record("reject", held, author, reason, ()))
+            head = self._history.append(self._record("reject", held, author, reason, ()), held)
+            self._write_state(msgspec.structs.replace(held, head=head))
 
     def _record(
         self, type_: str, held: InForce, author: Author, reason: str, changes: Changes
@@ -278,7 +291,12 @@ class FileStore:
 
     def _read_history(self, limit: int) -> list[HistoryRecord]:
         held = state_file.read(self._state_path, self._documents)
-        return self._history.committed(held.revision if held else None, limit)
+        return self._history.committed(held, limit)
+
+    def _read_ledger(self) -> tuple[InForce | None, list[Line]]:
+        with self._locked():
+            held = state_file.read(self._state_path, self._documents)
+            return held, self._history.lines(held)
 
     async def _signature(self) -> state_file.Signature | None:
         with self._mapped():
@@ -316,6 +334,10 @@ class FileStore:
             raise StoreUnavailable(_explain(self._directory, error)) from error
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise StoreUnavailable(f"the change cannot be written as JSON: {error}") from error
+
+
+async def _one_page(lines: Sequence[Line]) -> AsyncGenerator[Sequence[Line], None]:
+    yield lines
 
 
 def _lock(handle: int, directory: Path) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 import msgspec
 
 from gateway.control import state_file
-from gateway.control.store import HistoryRecord
-from gateway.routing.state import Revision
+from gateway.control.chain import chained
+from gateway.control.store import HistoryRecord, Line
+from gateway.routing.state import InForce, Revision
 
 KEPT_LINES = 10_000
 """How many changes, and so op ids, are remembered. The file is cut when it holds twice as many."""
@@ -33,7 +34,7 @@ class HistoryFile:
         self._end = 0
         self._last_epoch = 0
 
-    def settle(self, in_force: Revision | None) -> None:
+    def settle(self, in_force: InForce | None) -> None:
         """Catches up with the file and cuts off what a killed writer left after the last commit."""
         try:
             status = self._path.stat()
@@ -44,7 +45,7 @@ class HistoryFile:
             self._forget()
             self._inode = status.st_ino
         lines = list(_lines(self._path, self._end))
-        if lines and (last := lines[-1][1]) is not None and _after(last, in_force):
+        if lines and (last := lines[-1][1]) is not None and _uncommitted(last, in_force):
             self._last_epoch = max(self._last_epoch, last.epoch)
             lines.pop()  # at most one: every writer settles before it appends
         for length, record in lines:
@@ -60,12 +61,24 @@ class HistoryFile:
         return found if found is not None and found.epoch == epoch else None
 
     @property
+    def kept_lines(self) -> int:
+        """How many lines are always left."""
+        return self._kept_lines
+
+    @property
     def last_epoch(self) -> int:
         """The highest epoch that was ever begun here, or 0."""
         return self._last_epoch
 
-    def append(self, record: HistoryRecord) -> None:
-        """Durable when it returns. On an `OSError` nothing of the line stays, where the disk allows that."""
+    def append(self, record: HistoryRecord, in_force: InForce | None) -> str:
+        """The chain's new head. The line is durable when it returns; on an `OSError` nothing of it stays, where
+        the disk allows that.
+
+        It continues the head that the state holds: were it that of the last line, the next change would hide
+        that lines were removed. Only where the state was lost does it continue the lines that are left.
+        """
+        last = self._records[-1].head if self._records else ""
+        record = chained(record, in_force.head if in_force is not None else last)
         line = msgspec.json.encode(record) + b"\n"
         handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
@@ -76,28 +89,38 @@ class HistoryFile:
             raise
         finally:
             os.close(handle)
+        return record.head
 
     def undo(self) -> None:
         """Takes back what was appended since the last `settle`."""
         if self._path.exists():
             self._truncate()
 
-    def compact(self) -> None:
+    def compact(self, in_force: InForce) -> None:
         """Keeps the file bounded."""
         if len(self._records) < 2 * self._kept_lines:
             return
+        self.settle(in_force)  # with the line of the change that has just come into force
         kept = self._records[-self._kept_lines :]
         state_file.replace(self._path, b"".join(msgspec.json.encode(record) + b"\n" for record in kept))
         self._forget()
 
-    def committed(self, in_force: Revision | None, limit: int) -> list[HistoryRecord]:
+    def committed(self, in_force: InForce | None, limit: int) -> list[HistoryRecord]:
         """The newest first, without the store's lock and without the lines that never came into force."""
-        if not self._path.exists():
-            return []
-        records = [record for _, record in _lines(self._path, 0) if record is not None]
-        if records and _after(records[-1], in_force):
+        records = [line.record for line in self.lines(in_force) if line.record is not None]
+        if records and _after(records[-1], in_force):  # several changes came since the state was read
             records.pop()
         return records[: -limit - 1 : -1]
+
+    def lines(self, in_force: InForce | None) -> list[Line]:
+        """All of them, the oldest first, without one that never came into force."""
+        if not self._path.exists():
+            return []
+        numbered = enumerate(_lines(self._path, 0), 1)
+        lines = [Line(f"line {number}", record) for number, (_, record) in numbered]
+        if lines and (last := lines[-1].record) is not None and _uncommitted(last, in_force):
+            lines.pop()
+        return lines
 
     def _remember(self, record: HistoryRecord) -> None:
         self._records.append(record)
@@ -117,15 +140,22 @@ class HistoryFile:
             os.close(handle)
 
 
-def _after(record: HistoryRecord, in_force: Revision | None) -> bool:
-    """Whether the line tells of a change that never came about.
+def _uncommitted(record: HistoryRecord, in_force: InForce | None) -> bool:
+    """Whether the line tells of a change that never came about: the state still holds the head before it."""
+    if in_force is not None and in_force.head and record.head:
+        return record.prev == in_force.head
+    return _after(record, in_force)
+
+
+def _after(record: HistoryRecord, in_force: InForce | None) -> bool:
+    """The same by revisions alone.
 
     Without a state only a first change can be under way. Older lines then tell of a state that was lost or
     set aside, and stay.
     """
     if in_force is None:
         return record.rev == 1 and record.type in ("put", "restore")
-    return (record.epoch, record.rev) > in_force
+    return (record.epoch, record.rev) > in_force.revision
 
 
 def _lines(path: Path, start: int) -> Iterator[tuple[int, HistoryRecord | None]]:

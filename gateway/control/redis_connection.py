@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis.exceptions as errors
 from redis.asyncio.connection import AbstractConnection
@@ -39,12 +39,23 @@ _MEANINGS: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
+class Primary(NamedTuple):
+    """What a sentinel says of its service; of two, the greater one is the newer."""
+
+    config_epoch: int
+    host: Host
+    replicas: int
+    """How many it knows, whether they are up or not."""
+
+
 class RedisLine:
     """One connection. A call that failed or was cancelled half-way leaves answers behind, which would be
     taken for the next call's: so it is closed then, and never used again."""
 
-    def __init__(self, connection: AbstractConnection) -> None:
+    def __init__(self, connection: AbstractConnection, host: Host | None = None) -> None:
         self._connection = connection
+        self.host = host
+        """Where the sentinels said that it leads; None without Sentinel."""
         self.broken = False
         self.heard = -math.inf
 
@@ -94,8 +105,6 @@ class RedisLine:
         abrupt, self.broken = self.broken, True
         with suppress(errors.RedisError, OSError, TimeoutError):
             await self._connection.disconnect(nowait=abrupt)
-        # The loop closes the socket in its next round.
-        await asyncio.sleep(0)
 
 
 class RedisConnections:
@@ -126,8 +135,8 @@ class RedisConnections:
                 line = await self._take()
                 try:
                     yield line
-                except errors.ReadOnlyError:
-                    # What was the primary is one no longer.
+                except errors.RedisError:
+                    # Also what the server refuses: it may be a primary no longer.
                     line.broken = True
                     raise
                 finally:
@@ -150,6 +159,9 @@ class RedisConnections:
                 line = await self._open()
         try:
             yield line
+        except BaseException:
+            line.broken = True
+            raise
         finally:
             await self._give_back(line)
 
@@ -161,8 +173,8 @@ class RedisConnections:
         except (errors.RedisError, OSError, TimeoutError) as error:
             raise StoreUnavailable(f"Redis at {self.address.masked}: {_meaning(error)}") from error
 
-    async def primary(self) -> Host | None:
-        """Where the sentinels say that the primary is; None where the address names one server.
+    async def primary(self) -> Primary | None:
+        """What the sentinels say where the primary is; None where the address names one server.
 
         Asks all of them at once: of those that answer, the one with the newest configuration is right, and
         one that was cut off from the others, or that is frozen, is not waited for.
@@ -170,7 +182,7 @@ class RedisConnections:
         if not self.address.service:
             return None
         asked = [asyncio.create_task(self._ask(sentinel)) for sentinel in self.address.sentinels]
-        answers: list[tuple[int, Host]] = []
+        answers: list[Primary] = []
         failed: Exception | None = None
         try:
             for answer in asyncio.as_completed(asked):
@@ -186,24 +198,35 @@ class RedisConnections:
             await asyncio.gather(*asked, return_exceptions=True)
         if not answers:
             raise errors.ConnectionError(f"no sentinel knows where {self.address.service} is: {failed}")
-        return max(answers)[1]
+        return max(answers)
+
+    async def see_that_it_leads(self, line: RedisLine) -> None:
+        """Breaks a connection whose server was deposed. It does not know of that for up to ten seconds, and
+        goes on answering meanwhile. Raises the driver's `ConnectionError`."""
+        try:
+            primary = await self.primary()
+        except errors.RedisError:
+            return  # without sentinels there is no fail-over either
+        if primary is not None and primary.host != line.host:
+            line.broken = True
+            raise errors.ConnectionError(f"{self.address.service} has another primary now")
 
     async def aclose(self) -> None:
         """Calls that are under way fail, and what is opened later is closed after its call."""
         self._closed = True
-        for line in list(self._lines):
-            await self._discard(line)
+        await self._discard(*self._lines)
 
-    async def _ask(self, sentinel: Host) -> tuple[int, Host]:
+    async def _ask(self, sentinel: Host) -> Primary:
         line = RedisLine(self.address.sentinel(sentinel))
         try:
             async with asyncio.timeout(SENTINEL_TIMEOUT_S):
                 (answer,) = await line.call(["SENTINEL", "MASTER", self.address.service])
         finally:
             line.broken = True
-            await line.close()
+            await self._discard(line)
         known = {bytes(name): value for name, value in zip(answer[::2], answer[1::2], strict=True)}
-        return int(known[b"config-epoch"]), (known[b"ip"].decode(), int(known[b"port"]))
+        host = known[b"ip"].decode(), int(known[b"port"])
+        return Primary(int(known[b"config-epoch"]), host, int(known[b"num-slaves"]))
 
     async def _take(self) -> RedisLine:
         while self._idle:
@@ -215,8 +238,9 @@ class RedisConnections:
         return await self._open()
 
     async def _open(self) -> RedisLine:
-        host = await self.primary()
-        line = RedisLine(self.address.server(host))
+        primary = await self.primary()
+        host = primary.host if primary else None
+        line = RedisLine(self.address.server(host), host)
         self._lines.add(line)
         try:
             if host is not None:
@@ -237,12 +261,15 @@ class RedisConnections:
         idle, self._idle = self._idle, []
         for one in (line, *idle):
             one.broken = True
-            await self._discard(one)
+        await self._discard(line, *idle)
 
-    async def _discard(self, line: RedisLine) -> None:
+    async def _discard(self, *lines: RedisLine) -> None:
         self._heard = self.heard
-        self._lines.discard(line)
-        await line.close()
+        for line in lines:
+            self._lines.discard(line)
+            await line.close()
+        # The loop closes the sockets in its next round.
+        await asyncio.sleep(0)
 
 
 def _meaning(error: Exception) -> str:

@@ -1,8 +1,9 @@
 """What the shared store does in more than one command: each script happens whole, in one order for all.
 
 Every change takes the keys `:state :deny :log :ops :signals` and the arguments op_id, actor, reason,
-changes (JSON), then its own. It answers `{word, epoch, rev}` with the word `done`, `known` (this op_id was
-here before), `same` (nothing to change) or `conflict`.
+changes (JSON, and before it `chain.told_sha256` of all four, in hex), then its own. It answers
+`{word, epoch, rev}` with the word `done`, `known` (this op_id was here before), `same` (nothing to change) or
+`conflict`.
 
 Reads come before writes, and the log before the rest: a key of a wrong type or a full memory then refuses
 the first write, and nothing is half done.
@@ -13,31 +14,56 @@ from __future__ import annotations
 import hashlib
 from functools import cache
 
+from gateway.control.redis_sha256 import SHA256
+
 OPS_KEPT = 10_000
 """Op ids that are remembered, in the order of their revisions."""
 LOG_KEPT = 10_000
 
 # Numbers are handled as text wherever they may pass 2^53 or Lua's 14 digits: microseconds do.
-_COMMON = f"""
+_COMMON = f"""{SHA256}
 local state, deny, log, ops, signals = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local op_id, actor, reason, changes = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local held = redis.call('HMGET', state, 'epoch', 'rev', 'sha256')
+local op_id, actor, reason = ARGV[1], ARGV[2], ARGV[3]
+local told, changes = string.sub(ARGV[4], 1, 64), string.sub(ARGV[4], 65)
+local held = redis.call('HMGET', state, 'epoch', 'rev', 'sha256', 'head')
 local epoch, rev, sha = held[1], held[2], held[3]
 redis.call('HLEN', deny)
 local known = redis.call('ZSCORE', ops, op_id)
 local time = redis.call('TIME')
 local us = time[1] .. string.format('%06d', time[2])
 
-local function commit(type, why)
+-- Of the state: were it that of the last line, the next change would hide that lines were removed. Only where
+-- the state was lost does the chain go on from the lines that are left.
+local function head_before()
+  if held[1] or held[4] then return held[4] or '' end
+  local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+  for i = 1, last and #last[2] or 0, 2 do
+    if last[2][i] == 'head' then return last[2][i + 1] end
+  end
+  return ''
+end
+
+-- The same as `chain.head_with`.
+local function head_with(prev, type)
+  local fields = {{prev, told, type, epoch, rev, us, sha}}
+  for i, field in ipairs(fields) do fields[i] = #field .. ':' .. field end
+  return sha256(table.concat(fields))
+end
+
+local function commit(type)
+  local prev = head_before()
+  local head = head_with(prev, type)
   redis.call('XADD', log, 'MAXLEN', '~', {LOG_KEPT}, '*', 'type', type, 'epoch', epoch, 'rev', rev,
-    'sha256', sha, 'op_id', op_id, 'actor', actor, 'reason', why, 'us', us, 'changes', changes)
+    'sha256', sha, 'op_id', op_id, 'actor', actor, 'reason', reason, 'us', us, 'changes', changes,
+    'prev', prev, 'head', head)
+  redis.call('HSET', state, 'head', head)
   redis.call('ZADD', ops, rev, op_id)
   redis.call('ZREMRANGEBYRANK', ops, 0, -{OPS_KEPT + 1})
 end
 
 local function advance(type)
   rev = string.format('%.0f', tonumber(rev) + 1)
-  commit(type, reason)
+  commit(type)
   redis.call('HSET', state, 'epoch', epoch, 'rev', rev, 'op_id', op_id, 'actor', actor,
     'reason', reason, 'commit_us', us)
 end
@@ -113,13 +139,12 @@ return {'done', epoch, rev}
 """
 )
 
-# Own argument: the reason with the error.
 REJECT = (
     _COMMON
     + _ANSWER_KNOWN
     + """
 if not epoch then return {'conflict', '0', '0'} end
-commit('reject', ARGV[5])
+commit('reject')
 return {'done', epoch, rev}
 """
 )
@@ -127,11 +152,16 @@ return {'done', epoch, rev}
 # Keys: state, deny. Argument: the digest of the document that the reader holds. One moment, one round trip, and
 # the document, which may be 4 MB, only where it is another one.
 READ = """
-local head = redis.call('HMGET', KEYS[1], 'epoch', 'rev', 'sha256', 'commit_us', 'base')
+local head = redis.call('HMGET', KEYS[1], 'epoch', 'rev', 'sha256', 'commit_us', 'base', 'head')
 local denies = redis.call('HGETALL', KEYS[2])
 local doc = false
 if head[3] ~= ARGV[1] then doc = redis.call('HGET', KEYS[1], 'doc') end
 return {head, denies, doc}
+"""
+
+# Keys: state, log. The head of the chain, and the last line of the history at that moment.
+LEDGER = """
+return {redis.call('HMGET', KEYS[1], 'epoch', 'head'), redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)}
 """
 
 # Keys: the acknowledgement, the members. Arguments: the replica, seconds until it fades, the time at which its

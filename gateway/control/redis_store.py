@@ -2,7 +2,7 @@
 
 Keys, under one hash tag so that they share a slot: `{turnout:<namespace>}` and
 
-    :state      HASH epoch, rev, doc, sha256, op_id, actor, reason, commit_us, signals_id
+    :state      HASH epoch, rev, doc, sha256, op_id, actor, reason, commit_us, signals_id, head
     :deny       HASH route|digest → {version, rev, op_id, actor, reason, us}
     :log        STREAM, one entry a change; also what wakes the readers
     :signals    STREAM of rollback requests from outside
@@ -20,10 +20,12 @@ from contextlib import aclosing
 import msgspec
 
 from gateway.control import redis_scripts
+from gateway.control.chain import encode_changes, told_sha256
 from gateway.control.member import FADES_S, AppliedClock
 from gateway.control.redis_address import parse_address
 from gateway.control.redis_connection import RedisConnections
 from gateway.control.redis_durability import durable
+from gateway.control.redis_ledger import read_ledger
 from gateway.control.redis_values import (
     check_head,
     fields,
@@ -40,6 +42,7 @@ from gateway.control.store import (
     Committed,
     Conflict,
     HistoryRecord,
+    Ledger,
     Member,
     Signal,
     StoreUnavailable,
@@ -47,7 +50,7 @@ from gateway.control.store import (
 from gateway.routing.documents import Documents
 from gateway.routing.state import DenyKey, InForce, Revision, State, encode_state, state_sha256
 
-_HEAD = (b"epoch", b"rev", b"sha256", b"commit_us", b"base")
+_HEAD = (b"epoch", b"rev", b"sha256", b"commit_us", b"base", b"head")
 """What the script READ answers first."""
 
 
@@ -116,7 +119,7 @@ class RedisStore:
 
     async def reject(self, author: Author, error: str) -> None:
         reason = f"{author.reason} (refused: {error})" if author.reason else f"refused: {error}"
-        await self._commit(redis_scripts.REJECT, author, (), [reason])
+        await self._commit(redis_scripts.REJECT, msgspec.structs.replace(author, reason=reason), (), [])
 
     async def history(self, limit: int = 100) -> list[HistoryRecord]:
         if limit < 1:
@@ -126,6 +129,9 @@ class RedisStore:
         records = (history_record(fields(flat)) for _, flat in entries)
         return [record for record in records if record is not None]
 
+    async def ledger(self) -> Ledger:
+        return await read_ledger(self._connections, self._key("state"), self._key("log"))
+
     async def watch(self) -> AsyncGenerator[list[Signal], None]:
         async with (
             self._connections.waiting_line() as line,
@@ -133,7 +139,9 @@ class RedisStore:
         ):
             while True:
                 with self._connections.mapped():
-                    signals = await anext(found)
+                    signals, compared = await anext(found)
+                    if compared:
+                        await self._connections.see_that_it_leads(line)
                 yield signals
 
     async def seen(self, signal_id: str) -> None:
@@ -173,15 +181,16 @@ class RedisStore:
         self, script: str, author: Author, changes: Changes, own: Sequence[str | bytes]
     ) -> Committed:
         keys = [self._key(name) for name in ("state", "deny", "log", "ops", "signals")]
-        encoded = msgspec.json.encode(list(changes))
-        arguments = [author.op_id, author.actor, author.reason, encoded, *own]
+        encoded = encode_changes(changes)
+        told = told_sha256(author.op_id, author.actor, author.reason, encoded)
+        arguments = [author.op_id, author.actor, author.reason, told.encode() + encoded, *own]
         async with self._connections.line() as line:
             word, epoch, rev = await line.script(script, keys, arguments)
             revision = Revision(int(epoch), int(rev))
             if word == b"conflict":
                 raise Conflict(revision)
             # On the same connection: a server knows of each what it has written last.
-            kept = await durable(line, self._connections.address) if word == b"done" else None
+            kept = await durable(line, self._connections) if word == b"done" else None
         return Committed(*revision, durable=kept)
 
 

@@ -28,6 +28,7 @@ def in_force(head: Fields, denies: Fields, state: State) -> InForce:
         denies={DenyKey.parse(text(key)): _deny(key, raw) for key, raw in denies.items()},
         commit_us=_commit_us(head),
         base=_base(head),
+        head=text(head.get(b"head", b"")),
     )
 
 

@@ -23,20 +23,23 @@ AT_ONCE = 10
 
 async def news(
     line: RedisLine, key: Callable[[str], str], jitter: Callable[[], float]
-) -> AsyncGenerator[list[Signal], None]:
-    """As `Store.watch`; raises the driver's errors. `jitter` varies the time between two compares."""
+) -> AsyncGenerator[tuple[list[Signal], bool], None]:
+    """As `Store.watch`, and whether it is time for a compare; raises the driver's errors.
+
+    `jitter` varies the time between two compares.
+    """
     cursors = _Cursors(key("log"), key("signals"), key("state"))
     while True:
         async with asyncio.timeout(CALL_TIMEOUT_S):
             signals = await cursors.renew(line)
         until = time.monotonic() + COMPARE_S * jitter()
-        yield signals
+        yield signals, True
         while (left_s := until - time.monotonic()) > 0:
             block_ms = min(BLOCK_MS, max(1, int(left_s * 1000)))
             async with asyncio.timeout(WATCH_TIMEOUT_S):
                 found = await cursors.advance(line, block_ms)
             if found is not None:
-                yield found
+                yield found, False
 
 
 class _Cursors:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import msgspec
 
@@ -38,8 +38,8 @@ class Committed(Revision):
     """The revision that a change made, and whether the change outlives the store's primary."""
 
     durable: bool | None
-    """True: on the primary's disk, or, under Sentinel, with a replica. False: as far as is known only the
-    primary's memory has it. None: the store cannot say, or nothing was written."""
+    """True: on the primary's disk, or, under Sentinel, with every replica that the sentinels know. False: a
+    loss of the primary may undo it. None: the store cannot say, or nothing was written."""
 
     def __new__(cls, epoch: int, rev: int, durable: bool | None = None) -> Self:
         made = super().__new__(cls, epoch, rev)
@@ -62,8 +62,29 @@ class HistoryRecord(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str = ""
     changes: list[dict[str, Any]] = []
     """For each route that changed: {"route", "before", "after"}, as `routing.change.summary` writes them."""
+    prev: str = ""
+    """The hash chain's head before this line; "" where the chain begins."""
     head: str = ""
-    """The hash chain's head with this line: it covers the line and, by the head before it, all earlier ones."""
+    """The hash chain's head with this line: it covers the line and, by `prev`, all earlier ones. See `chain`."""
+
+
+class Line(NamedTuple):
+    """One line of the history as it lies in the store; `record` is None where nobody here has written it."""
+
+    where: str
+    """For people: the line's number in a file, or the entry's id in a stream."""
+    record: HistoryRecord | None
+
+
+class Ledger(NamedTuple):
+    """The whole history of one moment."""
+
+    head: str | None
+    """The newest line's head as the state holds it; None where there is no state to hold one."""
+    kept: int
+    """How many lines the store's own trimming always leaves."""
+    pages: AsyncIterator[Sequence[Line]]
+    """The oldest line first. Each may raise `StoreUnavailable`."""
 
 
 class Signal(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,6 +153,9 @@ class Store(Protocol):
     async def history(self, limit: int = 100) -> list[HistoryRecord]:
         """The newest first."""
 
+    async def ledger(self) -> Ledger:
+        """The whole history of one moment, with what it takes to verify it."""
+
     def watch(self) -> AsyncIterator[list[Signal]]:
         """Yields whenever something may have changed, with the signals that came, if any.
 
@@ -160,6 +184,8 @@ __all__ = [
     "Committed",
     "Conflict",
     "HistoryRecord",
+    "Ledger",
+    "Line",
     "Member",
     "Signal",
     "Store",

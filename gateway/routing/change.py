@@ -124,9 +124,12 @@ def summary(before: InForce, after: InForce) -> list[dict[str, Any]]:
     ]
 
 
-def describe_serving(held: InForce) -> dict[str, dict[str, Any]]:
-    """By route and variant: the version that answers, its declared weight and the share it gets, per cent."""
-    return _describe(held, held.state.routes.keys())
+def describe_serving(held: InForce, names: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
+    """By route and variant: the version that answers, its declared weight and the share it gets, per cent.
+
+    Of the routes in `names` that there are, or of all.
+    """
+    return _describe(held, held.state.routes.keys() if names is None else names)
 
 
 def _touched(before: InForce, after: InForce) -> set[str]:

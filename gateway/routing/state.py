@@ -165,6 +165,8 @@ class InForce(msgspec.Struct, frozen=True, kw_only=True):
     """When the store made this revision, in microseconds since the epoch by the store's clock; 0 if unknown."""
     base: Revision = Revision(0, 0)
     """The revision of an earlier epoch whose state this epoch began with; 0.0 where it began with nothing."""
+    head: str = ""
+    """The history's head when this was read or written; "" where the history has no hash chain yet."""
 
     def denied(self, route: str, pin: Pin) -> Deny | None:
         return self.denies.get(DenyKey(route, pin.digest))
@@ -242,6 +244,7 @@ class Envelope(msgspec.Struct, kw_only=True):
     deny: dict[str, Deny]
     commit_us: int = 0
     base: tuple[int, int] = (0, 0)
+    head: str = ""
 
 
 def encode_in_force(held: InForce, *, document: bool = True) -> bytes:
@@ -255,6 +258,7 @@ def encode_in_force(held: InForce, *, document: bool = True) -> bytes:
             deny={str(key): deny for key, deny in held.denies.items()},
             commit_us=held.commit_us,
             base=held.base,
+            head=held.head,
         )
     )
 
@@ -280,4 +284,5 @@ def in_force(envelope: Envelope, state: State) -> InForce:
         denies={DenyKey.parse(key): deny for key, deny in envelope.deny.items()},
         commit_us=envelope.commit_us,
         base=Revision(*envelope.base),
+        head=envelope.head,
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gateway.cli.views import changes_cell
+from gateway.cli.audit import changes_cell
 from registry_client.adapters.directory import publish
 from tests import models
 from tests.servers.gateway import Gateway
@@ -160,6 +160,11 @@ def test_a_history_of_many_routes_stays_readable() -> None:
     shown = changes_cell([{"route": f"r{number}", **change} for number in range(200)])
     assert shown.startswith("r0: nothing -> nothing; r1: ") and len(shown) < 120
     assert shown.endswith("and 197 routes more (-o json)")
+
+
+@pytest.mark.parametrize("mix", ["A", 7, {"stable": "A"}, {"stable": {"share": "much", "version": "1"}}])
+def test_a_history_that_was_written_by_hand_is_no_traceback(mix: object) -> None:
+    assert changes_cell([{"route": "r", "after": mix}]) == "r: nothing -> unreadable"
 
 
 @pytest.mark.parametrize(

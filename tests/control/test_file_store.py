@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from blockbuster import blockbuster_ctx
 from gateway.control.file_store import FileStore
 from gateway.control.store import Store, StoreUnavailable
 from gateway.routing.state import Revision, StateError
+from tests.contracts.chain import verify
 from tests.contracts.store import EMPTY, Opener, StoreContract, author, document
 
 CHILD = """
@@ -161,6 +163,7 @@ def test_two_processes_at_once_lose_no_change(directory: Path) -> None:
     lines = [json.loads(line) for line in (directory / "history.jsonl").read_text().splitlines()]
     assert [line["rev"] for line in lines] == list(range(1, 51))
     assert len({line["op_id"] for line in lines}) == 50
+    assert asyncio.run(verify(FileStore(directory))).broken == ""
 
 
 async def test_a_damaged_file_is_kept_aside_and_a_new_epoch_begins(directory: Path) -> None:

@@ -13,6 +13,7 @@ import redis
 from gateway.control.redis_store import RedisStore
 from gateway.control.store import StoreUnavailable
 from gateway.routing.state import Revision
+from tests.contracts.chain import verify
 from tests.contracts.store import BAD, EMPTY, author, document, member, soon
 from tests.servers.redis import KINDS, RedisServer
 from tests.servers.sentinel import SentinelGroup
@@ -117,6 +118,8 @@ async def _all_that_a_replica_does(store: RedisStore) -> None:
     await store.report(member("one"))
     assert len(await store.members()) == 1 and len(await store.history()) == 4
     assert await store.read() is not None
+    verdict = await verify(store)
+    assert (verdict.broken, verdict.lines) == ("", 4)
 
 
 def _url(server: RedisServer) -> str:

@@ -64,6 +64,6 @@ def test_an_unusable_one_is_an_error_without_its_secrets(url: str) -> None:
 
 
 def test_a_cluster_is_refused_with_the_remedy() -> None:
-    with pytest.raises(ValueError, match="one slot.*redis://") as error:
+    with pytest.raises(ValueError, match=r"one slot.*redis://") as error:
         parse_address("redis+cluster://u:s3cret@h")
     assert "s3cret" not in str(error.value)

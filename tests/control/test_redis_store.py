@@ -13,7 +13,7 @@ from gateway.control.redis_store import RedisStore
 from gateway.control.store import Signal, Store, StoreUnavailable
 from gateway.routing.state import Revision, StateError
 from tests.contracts.store import BAD, EMPTY, Opener, StoreContract, author, document, member, soon
-from tests.servers.redis import RedisServer
+from tests.servers.redis import RedisServer, free_port
 
 
 class TestRedisStore(StoreContract):
@@ -337,7 +337,7 @@ class TestAServerThatFails:
         store = RedisStore(own_redis.url, "ns", "replica", jitter=lambda: 0.1)
         await store.put(document(), EMPTY, author("a"), [])
         with redis.Redis(port=own_redis.port) as plain:
-            stale = {key: plain.dump(key) for key in plain.keys()}
+            stale = {key: plain.dump(key) for key in plain.scan_iter()}
             plain.xadd("{turnout:ns}:log", {"type": "put"}, id="9999999999999-0")
             plain.xadd("{turnout:ns}:signals", {"action": "rollback"}, id="9999999999999-0")
             await store.seen("9999999999999-0")
@@ -375,6 +375,25 @@ class TestAServerThatFails:
             held = await store.read()
             assert held is not None and held.state == document()
             assert [record.op_id for record in await store.history()] == ["a"]
+
+    async def test_one_hash_tag_is_enough_for_a_node_of_a_cluster(
+        self, own_redis: RedisServer, store: RedisStore
+    ) -> None:
+        own_redis.restart("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+        with redis.Redis(port=own_redis.port) as plain:
+            plain.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            async with asyncio.timeout(10):
+                while "cluster_state:ok" not in str(plain.execute_command("CLUSTER", "INFO")):
+                    await asyncio.sleep(0.01)
+        await store.put(document(), EMPTY, author("a"), [])
+        await store.deny({BAD: "2"}, author("b"), [])
+        await store.report(member("one"))
+        held = await store.read()
+        assert held is not None and held.revision == Revision(1, 2)
+        assert len(await store.members()) == 1
+        watch = store.watch()
+        assert await soon(anext(watch)) == []
+        await watch.aclose()
 
     async def test_full(self, own_redis: RedisServer, store: RedisStore) -> None:
         await store.put(document(), EMPTY, author("a"), [])

@@ -29,7 +29,7 @@ class RedisServer:
     def __init__(self, kind: str, directory: Path, tls: Certificate | None = None) -> None:
         self.kind = kind
         self._tls = tls
-        self.port = _free_port()
+        self.port = free_port()
         self._binary = binary(kind)
         self.directory = directory
         self._process: subprocess.Popen[bytes] | None = None
@@ -140,7 +140,7 @@ def _dies_with_us() -> list[str]:
     return [setpriv, "--pdeathsig", "KILL"] if setpriv else []
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
