@@ -27,18 +27,25 @@ SETTLED_S = 0.3
 
 
 class Budget:
-    """What all operators do together: so many flips, and more until every kind of fault was tried."""
+    """What all operators do together: so many flips that are done, and more until every kind of fault was tried."""
 
     def __init__(self, flips: int) -> None:
-        self._left = itertools.count(flips, -1)
+        self._flips = flips
+        self._done = itertools.count(1)
         self._stop = threading.Event()
         self.tried = threading.Event()
         """Every kind of fault."""
         self.hurt = threading.Event()
         """Something is broken: whoever has to act then, acts."""
 
-    def take(self) -> bool:
-        return not self._stop.is_set() and (next(self._left) > 0 or not self.tried.is_set())
+    @property
+    def is_spent(self) -> bool:
+        return self._stop.is_set()
+
+    def count(self) -> None:
+        """One more flip that every replica has acknowledged."""
+        if next(self._done) >= self._flips and self.tried.is_set():
+            self.stop()
 
     def stop(self) -> None:
         self._stop.set()
@@ -70,7 +77,7 @@ class Operator:
         self._denied, self._weight = 0, 50
 
     def run(self) -> None:
-        while self._budget.take():
+        while not self._budget.is_spent:
             self._flip()
             haste = 0.2 if self._budget.hurt.is_set() else 1.0
             self._budget.pause(self._random.uniform(0, 2 * self._pause_s) * haste)
@@ -256,7 +263,9 @@ class Operator:
                 self._look(next(replicas), change)
             return len(change.acknowledged_ns) == len(self._fleet.replicas)
 
-        if not self._wait(acknowledged, GIVE_UP_S):
+        if self._wait(acknowledged, GIVE_UP_S):
+            self._budget.count()
+        else:
             self._note(f"missed: {change}")
 
     def _look(self, replica: Replica, change: Change) -> None:
