@@ -19,7 +19,7 @@ from tests.faults.store_view import StoreView
 
 POLL_S = 0.015
 GIVE_UP_S = 60.0
-"""After this long without its acknowledgement a change is missed, and the operator goes on."""
+"""After this long without its acknowledgement a change is missed, and the run ends."""
 AGAIN_S = 2.0
 """A signal that was lost with its primary is sent again after this."""
 SETTLED_S = 0.3
@@ -134,7 +134,7 @@ class Operator:
                     change.outcome = "done"
                     return
             except (redis.RedisError, OSError):
-                self._budget.pause(0.05)
+                _pause(0.05)
 
     def _handled(self, signal: str) -> bool:
         """Gone with a store that was emptied counts as well: the signal is then sent again."""
@@ -247,7 +247,7 @@ class Operator:
         """The route as every replica holds it; None where they differ, or where one says that something is wrong."""
         if any(self._fleet.troubles()):
             return None
-        self._budget.pause(SETTLED_S)
+        _pause(SETTLED_S)
         try:
             standings = [replica.standing(self._route) for replica in self._fleet.replicas]
         except (httpx.HTTPError, ValueError, KeyError):
@@ -267,6 +267,7 @@ class Operator:
             self._budget.count()
         else:
             self._note(f"missed: {change}")
+            self._budget.stop()
 
     def _look(self, replica: Replica, change: Change) -> None:
         """One replica's view of all of them, as `--wait` polls it."""
@@ -282,11 +283,10 @@ class Operator:
 
     def _wait(self, condition: Callable[[], bool], seconds: float) -> bool:
         until = now_ns() + int(seconds * 1e9)
-        pause = threading.Event()
         while not condition():
             if now_ns() > until:
                 return False
-            pause.wait(POLL_S)
+            _pause(POLL_S)
         return True
 
 
@@ -299,3 +299,7 @@ def has(member: dict[str, Any], change: Change) -> bool:
         return bool(member["epoch"] > change.label.epoch)
     ahead = member["denies_rev"] if change.register == "denied" and change.value else 0
     return bool(max(member["rev"], ahead) >= change.label.rev)
+
+
+def _pause(seconds: float) -> None:
+    threading.Event().wait(seconds)
