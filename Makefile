@@ -24,7 +24,7 @@ FIND_PYTHON = for python in $(CANDIDATES); do \
 	echo "none of these is one: $(CANDIDATES). Name yours: make PYTHON=/path/to/python3.12" >&2; exit 1
 MAKE_VENV = @python=`$(FIND_PYTHON)` && "$$python" -m venv --clear
 
-.PHONY: help serve test check bench bench-peers bench-parts load proto lock clean setup
+.PHONY: help serve test check bench bench-peers bench-parts faults load proto lock clean setup
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -49,6 +49,9 @@ bench-peers: .venv/.test-installed $(PEERS:%=.venvs/peer-%/.installed) ## the sa
 
 bench-parts: .venv/.test-installed ## what single parts take: codec, gRPC, overload, fetch, many routes
 	@for bench in codec overload grpc fetch many_routes; do $(BIN)/python -m loadtests.bench.$$bench || exit 1; done
+
+faults: .venv/.test-installed ## replicas and their store, hurt on purpose, and judged by what clients saw; ARGS="--flips 1000 --seed 7"
+	@$(BIN)/python -m tests.faults $(ARGS)
 
 load: .venv/.test-installed ## a gateway of its own under load, and its versions compared; ARGS="-u 20 -t 60s"
 	@$(BIN)/python -m loadtests.quickstart $(ARGS)

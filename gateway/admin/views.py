@@ -61,10 +61,11 @@ class _Views:
     async def status(self, _: Request) -> Response:
         """This replica's standing and every live replica's acknowledgement."""
         replica = self._replica
+        complete = True
         try:
             members = await replica.store.members()
         except StoreUnavailable:
-            members = [replica.member()]
+            members, complete = [replica.member()], False
         own = replica.member()
         return json_response(
             {
@@ -73,6 +74,7 @@ class _Views:
                 "ready": replica.ready(),
                 "degraded": replica.degraded(),
                 "members": [documents.member_document(member) for member in members],
+                "complete": complete,
                 "fetches": msgspec.to_builtins(list(replica.versions.weights.progress())),
             }
         )

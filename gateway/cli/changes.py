@@ -106,7 +106,7 @@ def rollback(
     body = {"routes": _versions_by_route(routes, version), "reason": reason}
     document = admin.send("POST", "/rollback", body)
     _show_outcome(document, output)
-    return _settle(admin, document, wait, timeout, output)
+    return _settle(admin, document, wait, timeout, output, denies_only=True)
 
 
 @click.command()
@@ -239,7 +239,15 @@ def _show_outcome(document: dict[str, Any], output: str) -> None:
         say("it is in force, but not on the store's disk or replicas yet: a loss of the primary may undo it")
 
 
-def _settle(admin: AdminClient, document: dict[str, Any], wait: bool, timeout_s: float, output: str) -> int:
+def _settle(
+    admin: AdminClient,
+    document: dict[str, Any],
+    wait: bool,
+    timeout_s: float,
+    output: str,
+    *,
+    denies_only: bool = False,
+) -> int:
     """With --wait: 0 when everybody has it, else 4 and the names of those who have not."""
     if not document.get("published", True):
         if wait:
@@ -247,7 +255,8 @@ def _settle(admin: AdminClient, document: dict[str, Any], wait: bool, timeout_s:
         return 4 if wait else 0
     if not wait:
         return 0
-    behind = wait_for_all(admin, Revision.parse(document["revision"].partition("+")[0]), timeout_s)
+    revision = Revision.parse(document["revision"].partition("+")[0])
+    behind = wait_for_all(admin, revision, timeout_s, denies_only=denies_only)
     if behind:
         fail(f"not everywhere after {timeout_s:g} s: {'; '.join(behind)}")
         return 4
@@ -256,21 +265,26 @@ def _settle(admin: AdminClient, document: dict[str, Any], wait: bool, timeout_s:
     return 0
 
 
-def wait_for_all(admin: AdminClient, revision: Revision, timeout_s: float) -> list[str]:
+def wait_for_all(
+    admin: AdminClient, revision: Revision, timeout_s: float, *, denies_only: bool = False
+) -> list[str]:
     """Polls the acknowledgements; returns who has not applied the revision, empty when everybody has.
 
-    A replica that falls silent meanwhile is waited for: it may be frozen, and serve on when it thaws.
+    Everybody is who was live at any time of the wait: a replica that freezes fades from the store's list, and
+    is behind all the same. `denies_only`: the revision is a rollback's, which may be in force ahead of its document.
     """
     deadline = time.monotonic() + timeout_s
     awaited: dict[str, dict[str, Any]] = {}
     while True:
         try:
-            members = {member["replica"]: member for member in admin.get("/status")["members"]}
-            awaited = {
-                name: member for name, member in (awaited | members).items() if not _has(member, revision)
-            }
-            behind = [_behind(member, silent=name not in members) for name, member in awaited.items()]
-            if not members:
+            document = admin.get("/status")
+            live = {member["replica"]: member for member in document["members"]}
+            awaited |= live
+            lacking = [member for member in awaited.values() if not _has(member, revision, denies_only)]
+            behind = [_behind(member, live=member["replica"] in live) for member in lacking]
+            if not document.get("complete", True):
+                behind.append("the store cannot be reached, so nobody knows of other replicas")
+            elif not awaited:
                 behind = ["no replica has reported yet"]
         except AdminError as error:
             behind = [str(error)]
@@ -279,17 +293,17 @@ def wait_for_all(admin: AdminClient, revision: Revision, timeout_s: float) -> li
         time.sleep(_POLL_S)
 
 
-def _has(member: dict[str, Any], revision: Revision) -> bool:
-    """A deny may be in force ahead of the document that it was committed behind. What a replica with another
-    document says of revisions, says nothing of this one."""
-    applied = (member["epoch"], max(member["rev"], member["denies_rev"])) >= revision
+def _has(member: dict[str, Any], revision: Revision, denies_only: bool) -> bool:
+    """What a replica with another document says of revisions (a NACK), says nothing of this one."""
+    ahead = member["denies_rev"] if denies_only else 0
+    applied = (member["epoch"], max(member["rev"], ahead)) >= revision
     return bool(applied and member["status"] == "ACK" and member["workers_ok"] == member["workers_total"])
 
 
-def _behind(member: dict[str, Any], *, silent: bool) -> str:
+def _behind(member: dict[str, Any], *, live: bool) -> str:
     workers = f"{member['workers_ok']} of {member['workers_total']} workers"
     text = f"{member['replica']} is at {member['revision']}, {workers}"
-    text += ", and has fallen silent" if silent else ""
+    text += "" if live else ", and has fallen silent"
     return f"{text} ({member['error']})" if member["error"] else text
 
 

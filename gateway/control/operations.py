@@ -136,9 +136,7 @@ class Operations:
         denies = change.rollback_of(held, routes)
         denies = {key: denied for key, denied in denies.items() if key not in held.denies}
         if not denies:
-            message = f"{', '.join(routes)} {'is' if len(routes) == 1 else 'are'} rolled back already"
-            waiting = any(key.route in routes and deny.rev == 0 for key, deny in held.denies.items())
-            return Outcome(revision=held.label, published=not waiting, changed=False, message=message)
+            return _already(held, routes)
         return await self._deny(denies, author, held)
 
     def exceeded(self, key: DenyKey, trip: Trip, count: Count | None) -> None:
@@ -316,6 +314,18 @@ class Operations:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _already(held: InForce, routes: Collection[str]) -> Outcome:
+    """A rollback of what is denied: whoever waits for it waits for the denies that are there."""
+    denies = [deny for key, deny in held.denies.items() if key.route in routes]
+    message = f"{', '.join(routes)} {'is' if len(routes) == 1 else 'are'} rolled back already"
+    if all(deny.rev for deny in denies):
+        newest = max((deny.rev for deny in denies), default=0)
+        revision = Revision(held.revision.epoch, max(held.revision.rev, newest))
+        return Outcome(revision=str(revision), changed=False, message=message)
+    message += " on this replica; the store hears of it when it can be reached"
+    return Outcome(revision=held.label, published=False, changed=False, message=message)
 
 
 def _denied(denies: Mapping[DenyKey, str]) -> str:

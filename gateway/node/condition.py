@@ -122,6 +122,6 @@ class Condition:
             sha256=held.state.sha256,
             status="NACK" if refusal else "ACK",
             error=refusal,
-            workers_ok=self.pool.applied,
+            workers_ok=self.pool.applied(held),
             workers_total=self.pool.total,
         )

@@ -58,13 +58,13 @@ class _Ring:
     """A state as it is sent to the workers."""
 
     def __init__(self, held: InForce, paths: dict[str, str]) -> None:
-        self._held = held
+        self.held = held
         self._paths = paths
 
     def message(self, slot: _Slot) -> dict[str, Any]:
         """To be sent at once, and after all that was made before it: what `slot` has then is counted on."""
-        known, slot.document = slot.document is self._held.state, self._held.state
-        return {"held": encode_in_force(self._held, document=not known), "paths": self._paths}
+        known, slot.document = slot.document is self.held.state, self.held.state
+        return {"held": encode_in_force(self.held, document=not known), "paths": self._paths}
 
 
 class WorkerPool:
@@ -106,10 +106,10 @@ class WorkerPool:
     def ready(self) -> int:
         return sum(slot.ready for slot in self._slots)
 
-    @property
-    def applied(self) -> int:
-        """Workers that serve what was rung last."""
-        return sum(slot.ready and slot.ring is self._ring for slot in self._slots)
+    def applied(self, held: InForce) -> int:
+        """Workers that serve `held`; none while it is held already and not rung yet, or overtaken."""
+        rung = self._ring.held is held
+        return sum(rung and slot.ready and slot.ring is self._ring for slot in self._slots)
 
     def lacking(self, version: str) -> str:
         """Why not every worker that accepts connections has proved of late that this version answers; "" where
