@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 
 import msgspec
 
@@ -67,11 +67,13 @@ class Reader:
         while True:
             self._reconnected = True
             try:
-                async for signals in self._store.watch():
-                    await self.synchronise()
-                    self.troubles.end(Trouble.UNWATCHED)
-                    pause = FIRST_PAUSE_S
-                    await self._obey(signals)
+                # Closed here and now: left to the collector, its connection would stay open for a while.
+                async with aclosing(self._store.watch()) as watch:
+                    async for signals in watch:
+                        await self.synchronise()
+                        self.troubles.end(Trouble.UNWATCHED)
+                        pause = FIRST_PAUSE_S
+                        await self._obey(signals)
             except StoreError as error:
                 await self._unwatched(error)
             await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 - jitter, not a secret

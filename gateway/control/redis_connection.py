@@ -39,6 +39,8 @@ _MEANINGS: tuple[tuple[type[Exception], str], ...] = (
 )
 # Those that the driver has no class for, by the word that they begin with.
 _WORDS = {
+    # Of a command inside of a script, where the server has no word of its own for it.
+    "can't run this command": "its ACL does not allow this user what Turnout needs",
     "WRONGTYPE": "a key of Turnout's holds something else: delete it, and what is lost by that comes back "
     "with turnout restore",
     "MISCONF": "it cannot save its data",

@@ -2,8 +2,8 @@
 
 Every change takes the keys `:state :deny :log :ops :signals` and the arguments op_id, actor, reason,
 changes (JSON, and before it `chain.told_sha256` of all four, in hex), then its own. It answers
-`{word, epoch, rev}` with the word `done`, `known` (this op_id was here before), `same` (nothing to change) or
-`conflict`.
+`{word, epoch, rev}` with the word `done`, `known` (this op_id was here before), `same` (nothing to change),
+`conflict`, or `late` (past the deadline that it came with, so nothing was changed).
 
 Reads come before writes, and the log before the rest: a key of a wrong type or a full memory then refuses
 the first write, and nothing is half done.
@@ -154,14 +154,16 @@ return {'done', epoch, rev}
 """
 )
 
-# Own arguments: the keys.
+# Own arguments: until when, in microseconds by this server's clock, then the keys. Whoever asked a server that is
+# frozen was told that it did not answer, and may have rolled back since: thawed, it must not lift anything.
 UNDENY = (
     _COMMON
     + _ANSWER_KNOWN
     + """
 if not epoch then return {'conflict', '0', '0'} end
+if tonumber(us) > tonumber(ARGV[5]) then return {'late', epoch, rev} end
 local there = {}
-for i = 5, #ARGV do
+for i = 6, #ARGV do
   if redis.call('HEXISTS', deny, ARGV[i]) == 1 then there[#there + 1] = ARGV[i] end
 end
 if #there == 0 then return {'same', epoch, rev} end
@@ -181,13 +183,14 @@ return {'done', epoch, rev}
 """
 )
 
-# Keys: state, deny. Argument: the digest of the document that the reader holds. One moment, one round trip, and
-# the document, which may be 4 MB, only where it is another one.
+# Keys: state, deny. Arguments: the digest and the length of the document that the reader holds. One moment, one
+# round trip, and the document, which may be 4 MB, only where it is another one, or was edited under its digest.
 READ = """
 local head = redis.call('HMGET', KEYS[1], 'epoch', 'rev', 'sha256', 'commit_us', 'base', 'head')
 local denies = redis.call('HGETALL', KEYS[2])
 local doc = false
-if head[3] ~= ARGV[1] then doc = redis.call('HGET', KEYS[1], 'doc') end
+local same = head[3] == ARGV[1] and redis.call('HSTRLEN', KEYS[1], 'doc') == tonumber(ARGV[2])
+if not same then doc = redis.call('HGET', KEYS[1], 'doc') end
 return {head, denies, doc}
 """
 

@@ -23,7 +23,7 @@ from gateway.control import redis_scripts
 from gateway.control.chain import encode_changes, told_sha256
 from gateway.control.member import FADES_S, AppliedClock
 from gateway.control.redis_address import parse_address
-from gateway.control.redis_connection import RedisConnections
+from gateway.control.redis_connection import CALL_TIMEOUT_S, RedisConnections
 from gateway.control.redis_durability import durable
 from gateway.control.redis_ledger import read_ledger
 from gateway.control.redis_values import (
@@ -76,8 +76,8 @@ class RedisStore:
         self._jitter = jitter
         self._prefix = f"{{turnout:{namespace}}}:"
         self._documents = Documents()
-        self._document = ("none", State())
-        """The last one that was read, with its digest."""
+        self._document = ("none", 0, State())
+        """The last one that was read, with its digest and its length in bytes."""
         self._applied = AppliedClock()
         self._done = DoneWith()
 
@@ -86,20 +86,21 @@ class RedisStore:
         return self._connections.heard
 
     async def read(self) -> InForce | None:
-        sha256, state = self._document
+        sha256, length, state = self._document
         keys = [self._key("state"), self._key("deny")]
-        values, denies, document = await self._connections.script(redis_scripts.READ, keys, [sha256])
+        answer = await self._connections.script(redis_scripts.READ, keys, [sha256, length])
+        values, denies, document = answer
         head = {name: value for name, value in zip(_HEAD, values, strict=True) if value is not None}
         if not head and document is None:
             return None
-        if head.get(b"sha256") == sha256.encode():
+        if document is None and head.get(b"sha256") == sha256.encode():
             return in_force(head, fields(denies), lambda: state)
 
         def decode() -> State:
             return decode_document(self._documents, document, head.get(b"sha256"))
 
         held = await asyncio.to_thread(in_force, head, fields(denies), decode)
-        self._document = text(head[b"sha256"]), held.state
+        self._document = text(head[b"sha256"]), len(document), held.state
         return held
 
     async def put(self, state: State, expect: Revision, author: Author, changes: Changes) -> Committed:
@@ -128,7 +129,10 @@ class RedisStore:
         return await self._commit(redis_scripts.DENY, author, changes, pairs)
 
     async def undeny(self, keys: Sequence[DenyKey], author: Author, changes: Changes) -> Committed:
-        return await self._commit(redis_scripts.UNDENY, author, changes, [str(key) for key in keys])
+        (now,) = await self._connections.call(["TIME"])
+        until_us = int(now[0]) * 1_000_000 + int(now[1]) + int(CALL_TIMEOUT_S * 1_000_000)
+        own = [str(until_us), *(str(key) for key in keys)]
+        return await self._commit(redis_scripts.UNDENY, author, changes, own)
 
     async def reject(self, author: Author, error: str) -> None:
         reason = f"{author.reason} (refused: {error})" if author.reason else f"refused: {error}"
@@ -211,6 +215,8 @@ class RedisStore:
             revision = Revision(int(epoch), int(rev))
             if word == b"conflict":
                 raise Conflict(revision)
+            if word == b"late":
+                raise StoreUnavailable(f"Redis at {self._connections.address.masked}: it took too long")
             # On the same connection: a server knows of each what it has written last.
             kept = await durable(line, self._connections) if word == b"done" else None
         return Committed(*revision, durable=kept)

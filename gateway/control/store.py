@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
 import msgspec
@@ -175,7 +175,7 @@ class Store(Protocol):
     async def ledger(self) -> Ledger:
         """The whole history of one moment, with what it takes to verify it."""
 
-    def watch(self) -> AsyncIterator[list[Signal]]:
+    def watch(self) -> AsyncGenerator[list[Signal], None]:
         """Yields whenever something may have changed, with the signals that came, if any.
 
         The first item comes at once. It never ends by itself; an error of the store is raised out of it,

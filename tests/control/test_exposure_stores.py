@@ -46,9 +46,20 @@ class TestInRedis(ExposureContract):
         yield lambda replica: RedisExposure(shared_redis.url, namespace, replica)
         client.close()
 
+    @pytest.fixture
+    def plain(self, shared_redis: RedisServer) -> Iterator[redis.Redis]:
+        with redis.Redis.from_url(shared_redis.url) as client:
+            yield client
+
+    @pytest.fixture(autouse=True)
+    def _counts(self, plain: redis.Redis, namespace: str) -> None:
+        self._plain, self._prefix = plain, f"{{turnout:{namespace}}}:"
+
+    def _keys(self) -> list[str]:
+        return [f"{self._prefix}exposure:{KEY}", f"{self._prefix}exposed:{KEY}"]
+
     async def lose(self, store: ExposureStore) -> None:
-        assert isinstance(store, RedisExposure)
-        await store._redis.delete(*list(store._keys(KEY))[1:])
+        self._plain.delete(*self._keys())
 
     async def test_many_at_once(self, store: ExposureStore) -> None:
         keys = [DenyKey(f"route{number}", "d" * 64) for number in range(450)]
@@ -57,10 +68,14 @@ class TestInRedis(ExposureContract):
         assert [each.requests for each in found.values()] == [number % 2 for number in range(450)]
 
     async def test_what_nobody_serves_any_more_fades(self, store: ExposureStore) -> None:
-        assert isinstance(store, RedisExposure)
         await ask(store, 100, 1, keys_limit=5, keys=(b"a",))
-        for key in list(store._keys(KEY))[1:]:
-            assert 80 * 86_400 < await store._redis.ttl(key) <= 90 * 86_400
+        for key in self._keys():
+            assert 80 * 86_400 < int(str(self._plain.ttl(key))) <= 90 * 86_400
+
+
+def holds_a_state(server: RedisServer) -> None:
+    with redis.Redis.from_url(server.url) as plain:
+        plain.hset("{turnout:ns}:state", "epoch", "1")
 
 
 async def test_an_empty_redis_gives_nothing(own_redis: RedisServer) -> None:
@@ -72,7 +87,7 @@ async def test_an_empty_redis_gives_nothing(own_redis: RedisServer) -> None:
 
 async def test_scripts_are_loaded_again_after_a_restart_and_the_count_goes_on(own_redis: RedisServer) -> None:
     store = RedisExposure(own_redis.url, "ns", "one")
-    await store._redis.hset("{turnout:ns}:state", "epoch", "1")
+    holds_a_state(own_redis)
     assert (await ask(store, 100, 5)).requests == 5
     own_redis.restart()
     with pytest.raises(StoreUnavailable, match="connection"):
@@ -84,7 +99,7 @@ async def test_scripts_are_loaded_again_after_a_restart_and_the_count_goes_on(ow
 
 async def test_a_frozen_server_fails_in_time(own_redis: RedisServer) -> None:
     store = RedisExposure(own_redis.url, "ns", "one")
-    await store._redis.hset("{turnout:ns}:state", "epoch", "1")
+    holds_a_state(own_redis)
     await ask(store, 100, 5)
     own_redis.freeze()
     with pytest.raises(StoreUnavailable, match="did not answer in time"):
@@ -99,17 +114,19 @@ async def test_what_no_copy_confirms_is_not_given(own_redis: RedisServer, tmp_pa
     copy.start("--replicaof", f"127.0.0.1 {own_redis.port}")
     store = RedisExposure(own_redis.url, "ns", "one")
     try:
-        await store._redis.hset("{turnout:ns}:state", "epoch", "1")
-        while not await store._redis.wait(1, 100):
-            pass
+        holds_a_state(own_redis)
+        with redis.Redis.from_url(own_redis.url) as plain:
+            while not plain.wait(1, 100):
+                pass
         assert (await ask(store, 100, 5)).requests == 5
         copy.freeze()
         with pytest.raises(StoreUnavailable, match="none of its replicas"):
             await ask(store, 100, 5)
         assert (await ask(store, 100)).count is not None, "to look needs no copy"
         copy.thaw()
-        while not await store._redis.wait(1, 100):
-            pass
+        with redis.Redis.from_url(own_redis.url) as plain:
+            while not plain.wait(1, 100):
+                pass
         assert await all_of(store, 100) == 90, "what was not confirmed is lost, not given twice"
     finally:
         copy.kill()

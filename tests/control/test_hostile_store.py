@@ -15,6 +15,7 @@ from gateway.control.redis_store import RedisStore
 from gateway.control.store import Member
 from gateway.control.troubles import Trouble
 from gateway.node.fetched import Fetched
+from gateway.node.flip_times import FlipTimes
 from gateway.node.reports import Reports
 from gateway.routing import change
 from gateway.routing.state import Revision, state_sha256
@@ -44,14 +45,21 @@ async def plane(
 ) -> AsyncIterator[ControlPlane]:
     """Follows and reports; holds 1.1."""
     monkeypatch.setattr("gateway.node.reports.REPORT_PERIOD_S", 0.1)
-    monkeypatch.setattr("gateway.control.redis_store.COMPARE_S", 0.3)
+    monkeypatch.setattr("gateway.control.redis_watch.COMPARE_S", 0.3)
     made = planes(RedisStore(own_redis.url, "ns", "one"))
     for version in "123":
         made.publish(version)
     made.run(reader=True)
     await made.apply()
     reports = Reports(
-        made.store, lambda: _member(made), made.events, made.weights, Fetched(), made.reader.troubles
+        made.store,
+        lambda: made.deliverer.held,
+        lambda: _member(made),
+        FlipTimes(lambda _: None),
+        made.events,
+        made.weights,
+        Fetched(),
+        made.reader.troubles,
     )
     made._tasks.append(asyncio.create_task(reports.run()))
     await until(lambda: made.reader.trouble == "")
