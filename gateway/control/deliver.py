@@ -148,8 +148,8 @@ class Deliverer:
                 version=version, op_id=author.op_id, actor=author.actor, reason=author.reason, us=now_us
             )
             for key, version in denies.items()
-            if key not in self.held.denies
         }
+        # To each what it lacks: a document that waits for its weights may allow what is still denied here.
         self._target = _also_denied(self._target, added)
         return self._ring(_also_denied(self.held, added))
 

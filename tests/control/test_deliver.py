@@ -93,6 +93,25 @@ class TestDenies:
         await plane.hears_of_denies("2")
         bring_back()
 
+    async def test_a_deny_of_what_a_document_that_waits_allows_again_is_not_lost(
+        self, plane: ControlPlane
+    ) -> None:
+        plane.run()
+        await plane.apply()
+        held = plane.deliverer.held
+        denied = later(held, denies=in_store(deny_of(held, "2"), 2))
+        plane.deliverer.offer(denied)
+        await soon(plane.deliverer.wait_for(Revision(1, 2)))
+        plane.hide("3")
+        plane.deliverer.offer(later(denied, denies={}, state=with_variant(held, "third", "3")))
+        await plane.until(lambda: bool(plane.deliverer.error))
+        assert plane.workers.denied == {"2"}, "it is still in force"
+        await soon(plane.deliverer.deny_now(deny_of(held, "2"), author("again"), 1))
+        assert [deny.rev for deny in plane.deliverer.held.denies.values()] == [2]
+        assert [deny.rev for deny in plane.deliverer.newest.denies.values()] == [0], (
+            "the store has yet to hear"
+        )
+
     async def test_a_deny_waits_for_no_worker_that_hangs(self, plane: ControlPlane) -> None:
         plane.run()
         await plane.apply({"stable@1": 60, "canary@2": 30, "other@3": 10})
