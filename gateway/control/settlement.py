@@ -70,6 +70,7 @@ class Settlement:
         return Outcome(
             revision=str(revision),
             message=f"the store continues revision {held.revision} of {len(held.state.routes)} routes",
+            durable=revision.durable,
         )
 
 
