@@ -291,7 +291,7 @@ class Operations:
         after = msgspec.structs.replace(held, denies={**held.denies, **tombs})
         try:
             revision = await self.commit_deny(denies, author, held, after)
-        except StoreError as error:
+        except (StoreError, StateError) as error:
             log.warning("the denies of %s are not published yet: %s", author.op_id, error)
             return None
         await self._committing.offer(revision)

@@ -181,11 +181,13 @@ class Reader:
             for op_id, denies in _together(lost).items():
                 # What one change denied on several routes comes in one revision here as well.
                 first, deny = next(iter(denies.items()))
-                author = Author(actor=deny.actor, reason=deny.reason, op_id=f"{op_id}|{first}")
+                # Where its line is there and its denies are not, it would be answered and not done.
+                new_id = f"{op_id}|{first}" if await self._store.known(op_id) else op_id
+                author = Author(actor=deny.actor, reason=deny.reason, op_id=new_id)
                 after = msgspec.structs.replace(stored, denies={**stored.denies, **denies})
                 versions = {key: deny.version for key, deny in denies.items()}
                 await self._operations.commit_deny(versions, author, stored, after)
-        except StoreError as error:
+        except (StoreError, StateError) as error:
             self.troubles.begin(Trouble.UNPUBLISHED, f"denies wait to be published: {error}")
             return
         self.troubles.end(Trouble.UNPUBLISHED)
@@ -195,7 +197,6 @@ class Reader:
                 self._deliverer.offer(await self._read())
 
     def _heard(self) -> None:
-        self._seen = time.monotonic()
         self.troubles.end(Trouble.UNREACHABLE)
 
     def _tell(self) -> None:

@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import pytest
 
 from gateway.control.divergence import Verdict, judge
+from gateway.control.file_store import FileStore
 from gateway.control.redis_store import RedisStore
 from gateway.control.store import Store, StoreUnavailable
+from gateway.control.troubles import Trouble
 from gateway.routing import change
 from gateway.routing.state import EMPTY, InForce, Revision
 from tests.control.replica import ControlPlane, author, soon
@@ -136,6 +138,39 @@ class TestOnAFile:
             if record.type == "deny"
         ]
         assert sorted(published) == [["letter", "number"], ["other"]]
+
+    @pytest.mark.parametrize("cut", [10, None], ids=["unreadable", "another hash"])
+    async def test_a_damaged_file_ends_nothing_and_hears_of_denies_when_it_is_mended(
+        self, plane: ControlPlane, cut: int | None
+    ) -> None:
+        plane.run(reader=True)
+        await plane.apply()
+        assert isinstance(plane.store, FileStore)
+        raw = plane.store.state_path.read_bytes()
+        plane.store.state_path.write_bytes(raw.replace(b"stable", b"steady")[:cut])
+        outcome = await soon(plane.operations.rollback("number", None, author("rescue")))
+        assert (outcome.published, outcome.changed) == (False, True)
+        assert plane.workers.denied == {"2"}
+        await plane.until(lambda: Trouble.DAMAGED in plane.reader.troubles)
+        await soon(plane.reader.synchronise())
+        assert plane.failed() == []
+        assert (await soon(plane.settlement.restore(author("restore")))).durable
+        await plane.until(lambda: plane.reader.trouble == "")
+        assert plane.deliverer.held.label == "2.1" and plane.workers.denied == {"2"}
+
+    async def test_an_alert_that_was_published_later_undoes_no_decision(
+        self, broken: tuple[BrokenStore, ControlPlane]
+    ) -> None:
+        store, plane = broken
+        plane.run(reader=True)
+        await plane.apply()
+        store.down = True
+        await soon(plane.operations.obey(lambda: {"number": None}, author("alert-1")))
+        store.down = False
+        await soon(plane.deliverer.wait_for(Revision(1, 2)))
+        await soon(plane.operations.allow("number", "2", author("a")))
+        again = await soon(plane.operations.obey(lambda: {"number": None}, author("alert-1")))
+        assert (again.changed, plane.workers.denied) == (False, set())
 
     async def test_a_store_that_is_away_is_said_so_and_ends_nothing(
         self, broken: tuple[BrokenStore, ControlPlane]
