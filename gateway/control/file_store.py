@@ -233,7 +233,7 @@ class FileStore:
         self, step: Callable[[InForce | None], _Step], author: Author, changes: Changes, mends: bool
     ) -> Revision:
         held, damaged = self._held(mends)
-        self._history.settle(held)
+        self._history.settle(held, unreadable=damaged and held is None)
         if held and (known := self._history.find(author.op_id, held.revision.epoch)):
             return known
         made = step(held)

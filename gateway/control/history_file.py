@@ -36,8 +36,11 @@ class HistoryFile:
         self._end = 0
         self._last_epoch = 0
 
-    def settle(self, in_force: InForce | None) -> None:
-        """Catches up with the file and cuts off what a killed writer left after the last commit."""
+    def settle(self, in_force: InForce | None, *, unreadable: bool = False) -> None:
+        """Catches up with the file and cuts off what a killed writer left after the last commit.
+
+        `unreadable`: there is a state and it does not tell its revision, so all lines stay.
+        """
         try:
             status = self._path.stat()
         except FileNotFoundError:
@@ -47,7 +50,8 @@ class HistoryFile:
             self._forget()
             self._inode = status.st_ino
         lines = list(_lines(self._path, self._end))
-        if lines and (last := lines[-1][1]) is not None and _uncommitted(last, in_force):
+        last = lines[-1][1] if lines else None
+        if last is not None and not unreadable and _uncommitted(last, in_force):
             self._last_epoch = max(self._last_epoch, last.epoch)
             lines.pop()  # at most one: every writer settles before it appends
         for length, record in lines:

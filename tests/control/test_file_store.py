@@ -178,6 +178,8 @@ async def test_a_damaged_file_is_kept_aside_and_a_new_epoch_begins(directory: Pa
         await store.put(document(100), EMPTY, author("d"), [])
     assert (await store.restore(holding(Revision(1, 1)), EMPTY, author("e"), [])) == Revision(2, 1)
     assert (directory / "state.json.damaged-1").read_bytes() == b"{ half a docum"
+    assert [record.op_id for record in await store.history()] == ["e", "a"], "what was committed stays"
+    assert (await verify(store)).broken == ""
 
 
 async def test_the_history_is_bounded(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
