@@ -55,7 +55,8 @@ class _Watched:
         """`sent_at` is when the store was asked, by this process' own clock."""
         before = self.count
         if before is not None and count.number != before.number:
-            self.own_errors = 0
+            # Allowed again, maybe before this replica came to look while it was denied.
+            self.own_errors, self.tripped = 0, False
             asked = msgspec.structs.replace(asked, errors=0)
         if before is None or (count.number, count.renewed_us) > (before.number, before.renewed_us):
             self.renewed_at = sent_at - max(0, now_us - count.renewed_us) / 1e6

@@ -134,6 +134,23 @@ async def test_allow_begins_the_count_anew(replica: Replica) -> None:
     assert (await replica.asks(5, spent=True)).requests == 1
 
 
+async def test_an_allow_elsewhere_right_after_it_tripped_here_begins_anew_here(
+    planes: Make, replica: Replica, tmp_path: Path
+) -> None:
+    await serve(replica, requests=2)
+    other = Replica(planes(replica.plane.store), tmp_path / "counts", "two")
+    other.plane.models = replica.plane.models
+    other.plane.run(reader=True)
+    await other.plane.until(lambda: "number" in other.plane.deliverer.acknowledged.state.routes)
+    while (await other.asks(5, spent=True)).requests:
+        pass
+    assert await other.denied()
+    await replica.operations.allow("number", "2", author("allow"))
+    await other.plane.hears_of_denies()
+    await other.exposures.look()
+    assert (await other.asks(5, spent=True)).requests == 1
+
+
 async def test_allow_is_refused_while_the_count_cannot_be_begun_anew(replica: Replica) -> None:
     await serve(replica, requests=1)
     await replica.asks(5, spent=True)
