@@ -83,7 +83,7 @@ class RedisExposure:
                     raise answer
             if copied and not await self._is_copied(line):
                 raise StoreUnavailable(
-                    f"Redis at {self._connections.address.masked}: none of its replicas has confirmed what was given"
+                    f"Redis at {self._connections.address.masked}: its replicas have not confirmed what was given"
                 )
         return answers
 

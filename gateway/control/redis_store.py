@@ -220,6 +220,3 @@ class RedisStore:
             # On the same connection: a server knows of each what it has written last.
             kept = await durable(line, self._connections) if word == b"done" else None
         return Committed(*revision, durable=kept)
-
-
-__all__ = ["RedisStore", "StoreUnavailable"]

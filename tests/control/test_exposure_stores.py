@@ -120,7 +120,7 @@ async def test_what_no_copy_confirms_is_not_given(own_redis: RedisServer, tmp_pa
                 pass
         assert (await ask(store, 100, 5)).requests == 5
         copy.freeze()
-        with pytest.raises(StoreUnavailable, match="none of its replicas"):
+        with pytest.raises(StoreUnavailable, match="replicas have not confirmed"):
             await ask(store, 100, 5)
         assert (await ask(store, 100)).count is not None, "to look needs no copy"
         copy.thaw()
