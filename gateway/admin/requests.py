@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, TypeVar
 
 import msgspec
@@ -20,6 +21,7 @@ from gateway.routing.state import Revision
 T = TypeVar("T")
 ACTOR_HEADER = "turnout-actor"
 OP_ID_LENGTH = 80
+"""In characters, so that it fits behind any name of a token."""
 BODY_LIMIT_BYTES = 2 * SIZE_LIMIT_BYTES
 
 
@@ -50,8 +52,11 @@ def author_of(request: Request, reason: str, op_id: str = "", *, claimed: str = 
     """
     claimed = claimed or request.headers.get(ACTOR_HEADER, "") or "api"
     name = request.scope[HOLDER].name
+    if len(op_id) > OP_ID_LENGTH:
+        # Not cut: two long ones that begin alike would be one, and the second rollback would not be done.
+        op_id = hashlib.sha256(op_id.encode("utf-8", "replace")).hexdigest()
     if name and op_id:
-        op_id = f"{name}/{op_id[:OP_ID_LENGTH]}"
+        op_id = f"{name}/{op_id}"
     return author(actor_of(request, claimed), reason, op_id)
 
 
