@@ -115,11 +115,11 @@ class Operations:
         held = await self._committing.current()
         expect_revision(held, expect)
         state = change.set_weights_of(held, routes)
-        if state == held.state:
-            return Outcome(revision=held.label, changed=False, message="the weights are that already")
         # Who sets weights is there to judge. First: a lease that lapsed while its weight was 0 is none.
         judged = ((route, name) for route, percents in routes.items() for name in percents)
         await self._renew([key for route, name in judged for key in leased(route, state.routes[route], name)])
+        if state == held.state:
+            return Outcome(revision=held.label, changed=False, message="the weights are that already")
         return await self._put(held, state, author)
 
     async def rollback(self, route: str, version: str | None, author: Author) -> Outcome:

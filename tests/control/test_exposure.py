@@ -292,6 +292,15 @@ class TestALease:
         assert await replica.denied() == []
         assert (await replica.asks()).lease_s == 60
 
+    async def test_setting_the_weight_that_it_has_renews_it(self, replica: Replica) -> None:
+        await serve(replica, lease_ms=60_000)
+        await replica.asks()
+        Replica.now += 50
+        outcome = await replica.operations.weights("number", {"canary": 10}, author("as before"))
+        assert not outcome.changed
+        await replica.exposures.look()
+        assert (await replica.asks()).lease_s == 60
+
     async def test_an_apply_that_changes_the_route_renews_it(self, replica: Replica) -> None:
         await serve(replica, lease_ms=60_000)
         await replica.asks()
