@@ -75,17 +75,30 @@ def left_the_line(held: InForce, records: Iterable[HistoryRecord]) -> bool:
     )
 
 
+def other_changes(held: InForce, records: Iterable[HistoryRecord]) -> bool:
+    """Whether the store came by another change under the revision that is held: of denies, where the document is
+    the same. Refused signals are lines of that revision as well, so the head that is held may be any of theirs.
+    """
+    heads = {record.head for record in records if (record.epoch, record.rev) == held.revision}
+    return bool(held.head and heads - {""}) and held.head not in heads
+
+
 class Divergence:
     """Remembers that the store's line left this replica's, until they meet again or a new epoch begins."""
 
     def __init__(self) -> None:
         self.verdict = Verdict.NOTHING
         self._apart = False
+        self._denies_apart = False
         self._met: set[DenyKey] = set()
 
     def part(self) -> None:
         """What the store has in this epoch is not what comes after the revision that is held."""
         self._apart = True
+
+    def part_denies(self) -> None:
+        """The store's document is what comes after the one that is held; its denies may not be."""
+        self._denies_apart = True
 
     def judge(self, held: InForce, stored: InForce | None) -> Verdict:
         return judge(held, stored, apart=self._apart)
@@ -93,9 +106,11 @@ class Divergence:
     def look(self, held: InForce, stored: InForce | None) -> Finding:
         """As `judge`, and remembers it."""
         self.verdict = verdict = self.judge(held, stored)
+        # A store that went back goes on from there, and by its revision will look newer than what it lost.
+        self._denies_apart |= verdict in DIVERGED
         lost = self._lost(held, stored) if stored is not None else {}
         if verdict not in DIVERGED:
-            self._apart = False
+            self._apart = self._denies_apart = False
             self._met.clear()
             return Finding(verdict, lost)
         # Behind with the same document is only behind: there is nothing but denies that could be lost.
@@ -115,7 +130,7 @@ class Divergence:
         """Whether the store never had this deny, or lost it; else somebody has lifted it there."""
         if deny.rev == 0:
             return True
-        if self._apart:
+        if self._apart or self._denies_apart:
             # Revisions of two lines do not compare; what was in the store's since, was lifted there.
             return key not in self._met
         if stored.revision.epoch == held.revision.epoch:
@@ -125,4 +140,13 @@ class Divergence:
         return stored.base.epoch != held.revision.epoch or deny.rev > stored.base.rev
 
 
-__all__ = ["DIVERGED", "Divergence", "Finding", "Verdict", "explain", "judge", "left_the_line"]
+__all__ = [
+    "DIVERGED",
+    "Divergence",
+    "Finding",
+    "Verdict",
+    "explain",
+    "judge",
+    "left_the_line",
+    "other_changes",
+]

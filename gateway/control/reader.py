@@ -13,10 +13,10 @@ from contextlib import aclosing, suppress
 import msgspec
 
 from gateway.control.deliver import Deliverer
-from gateway.control.divergence import Finding, Verdict, explain, left_the_line
+from gateway.control.divergence import Finding, Verdict, explain, left_the_line, other_changes
 from gateway.control.events import Events
 from gateway.control.operations import Operations
-from gateway.control.store import Author, Signal, Store, StoreError, StoreRefused
+from gateway.control.store import Author, HistoryRecord, Signal, Store, StoreError, StoreRefused
 from gateway.control.troubles import REFUSALS, Trouble, Troubles
 from gateway.routing.state import DamagedState, Deny, DenyKey, InForce, Revision, StateError
 
@@ -102,22 +102,24 @@ class Reader:
         while True:
             held = self._deliverer.newest
             stored = await self._store.read()
-            left = self._reconnected and await self._left_the_line(held, stored)
+            lines = await self._lines_since(held, stored) if self._reconnected else []
             if self._deliverer.newest is held:
                 self._reconnected = False
-                if left:
+                if left_the_line(held, lines):
                     self._deliverer.divergence.part()
+                if other_changes(held, lines):
+                    self._deliverer.divergence.part_denies()
                 return stored
 
-    async def _left_the_line(self, held: InForce, stored: InForce | None) -> bool:
-        """Whether the store lost writes and went on past them while nobody looked, as in a fail-over."""
+    async def _lines_since(self, held: InForce, stored: InForce | None) -> list[HistoryRecord]:
+        """What shows whether the store lost writes and went on past them while nobody looked, as in a fail-over."""
         if stored is None or stored.revision.epoch != held.revision.epoch:
-            return False
+            return []
         behind = stored.revision.rev - held.revision.rev
-        if not 0 < behind < LINES_COMPARED:
-            return False
+        if not 0 <= behind < LINES_COMPARED or stored.head == held.head != "":
+            return []
         # Refused signals are lines, too, and have no revision of their own.
-        return left_the_line(held, await self._store.history(min(2 * behind + 20, LINES_COMPARED)))
+        return await self._store.history(min(2 * behind + 20, LINES_COMPARED))
 
     async def _unwatched(self, error: StoreError) -> None:
         """The watch ended. Where only the streams are at fault, the state is looked at all the same."""

@@ -67,6 +67,10 @@ def test_what_a_state_means_to_a_replica_whose_line_the_store_has_left(
         # An epoch that continues nothing, or one that was never seen here: nobody can say.
         ("2@4", None, state("2.3"), "2"),
         ("2@4", None, state("3.3", base="2.9"), "2"),
+        # A store that went back may have gone on by others since: its revision says nothing of what it knew.
+        ("2@2", None, state("1.3"), "2"),
+        ("2@4", state("1.3"), state("1.6"), "2"),
+        ("2@4", state("1.3", denied="2@2"), state("1.6"), ""),
         # Of two lines of one epoch: revisions do not compare …
         ("2@4", state("1.5", OTHER), state("1.9", OTHER), "2"),
         ("2@4", state("1.5", OTHER), state("2.1", OTHER, base="1.5"), "2"),
@@ -80,7 +84,7 @@ def test_denies_that_the_store_lost(
     divergence = Divergence()
     here = state("1.5", denied=held)
     if seen_before is not None:
-        assert divergence.look(here, seen_before).verdict is Verdict.FORK
+        assert divergence.look(here, seen_before).verdict in (Verdict.FORK, Verdict.REGRESSED)
     found = divergence.look(here, stored).lost
     assert "".join(tomb.version for tomb in found.values()) == lost
 
@@ -310,6 +314,39 @@ class TestAFork:
         await until(lambda: Trouble.FORK in late.reader.troubles)
         assert late.deliverer.held.revision == (1, 2)
         assert late.deliverer.held.state == lost.state
+
+    async def test_a_deny_that_was_lost_while_nobody_looked_is_given_back(
+        self,
+        replicas: Callable[[str], ControlPlane],
+        meddler: Meddler,
+    ) -> None:
+        """The documents of both lines are the same, and the store's revision is the higher one."""
+        one = replicas("one")
+        one.run(reader=True)
+        await one.apply()
+        stale = meddler.dump()
+        await soon(one.operations.rollback("number", "2", author("bad")))
+        lost = await one.store.read()
+        assert lost is not None and lost.revision == (1, 2) and len(lost.denies) == 1
+        await one.aclose()
+        meddler.restore(stale)
+        current = await one.store.read()
+        assert current is not None
+        for number in (1, 2):
+            (key,) = change.rollback(current, "number", "2")
+            elsewhere = key._replace(route=f"other{number}")
+            await one.store.deny({elsewhere: "2"}, author(f"d{number}"), [])
+        late = replicas("late")
+        await late.deliverer.start(lost)
+        late.run(reader=True)
+        async with asyncio.timeout(15):
+            while (
+                stored := await late.store.read()
+            ) is None or not stored.denies.keys() > lost.denies.keys():
+                await asyncio.sleep(0.01)
+        assert {key.route for key in stored.denies} == {"number", "other1", "other2"}
+        assert late.deliverer.held.denies.keys() >= lost.denies.keys()
+        assert late.failed() == []
 
     async def test_a_replica_that_was_only_away_goes_on(
         self, two: tuple[ControlPlane, ControlPlane], replicas: Callable[[str], ControlPlane]

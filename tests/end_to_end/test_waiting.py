@@ -81,7 +81,7 @@ def test_without_the_store_nobody_has_everybodys_word(replicas: list[Gateway], s
     for _ in range(2):
         waited = here.turnout("rollback", "number", "--wait", "--timeout", "1")
         assert waited.returncode == 4
-        assert "the store cannot be reached" in waited.stderr
+        assert "the store has not heard of it" in waited.stderr
     server.start()
     wait_for(lambda: here.turnout("rollback", "number", "--wait").returncode == 0, 20)
     server.kill()
