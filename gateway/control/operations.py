@@ -67,6 +67,8 @@ class Operations:
         self._deliverer = deliverer
         self._versions = versions
         self._committing = Committing(store, deliverer)
+        self._staying: set[str] = set()
+        """Signals that came and are not done."""
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def plan(self, manifest: Manifest) -> Plan:
@@ -234,6 +236,7 @@ class Operations:
         One whose denies are not published yet stays: replicas that are away now would never hear of it.
         """
         author = signals.author_of(signal)
+        self._staying.add(signal.id)
         try:
             outcome = await self.obey(lambda: signals.routes_of(signal), author)
             if not outcome.published:
@@ -246,7 +249,10 @@ class Operations:
             # It would come again after every restart, and end the process every time.
             log.exception("signal %s failed", signal.id)
             await self._reject(author, f"signal {signal.id} failed: {type(error).__name__}")
-        await self._store.seen(signal.id)
+        self._staying.discard(signal.id)
+        # The store knows only how far they are done: one that stays keeps the later ones with it.
+        if not any(signals.position(other) < signals.position(signal.id) for other in self._staying):
+            await self._store.seen(signal.id)
 
     async def _obeyed(self, op_id: str) -> bool:
         """Whether the store has an answer to this signal; also False where it does not say so in time."""

@@ -27,3 +27,9 @@ def routes_of(signal: Signal) -> dict[str, str | None]:
                 "name fewer routes in one signal"
             )
     return named_routes(signal.fields.get("route", ""), signal.fields.get("version", ""))
+
+
+def position(id_: str) -> tuple[int, int]:
+    """Where in its stream a signal lies: the order of ids, which is not that of their text."""
+    ms, _, seq = id_.partition("-")
+    return int(ms) if ms.isdigit() else 0, int(seq) if seq.isdigit() else 0

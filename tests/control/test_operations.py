@@ -348,9 +348,14 @@ class TestSignals:
         store(plane).down = False
         await plane.operations.signal(self.signal(action="rollback", route="number"))
         assert store(plane).done == [], "the others have not heard of it yet"
+        later = self.signal("10-1", action="rollback", route="nobody")
+        await plane.operations.signal(later)
+        assert store(plane).done == [], "done with it, the store would forget the one before"
         await plane.reader.synchronise()
         await plane.operations.signal(self.signal(action="rollback", route="number"))
-        assert store(plane).done == ["1-1"]
+        await plane.operations.signal(later)
+        assert store(plane).done == ["1-1", "10-1"]
+        assert [record.type for record in await history(plane)][:2] == ["deny", "reject"]
 
     async def test_a_bug_does_not_end_the_process_at_every_start(
         self, plane: ControlPlane, caplog: pytest.LogCaptureFixture
