@@ -61,7 +61,7 @@ class Noted(NamedTuple):
     """Where known: a line that is older than the oldest one left proves nothing."""
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+class Verified(msgspec.Struct, frozen=True, kw_only=True):
     """What reading the whole history has shown."""
 
     lines: int
@@ -98,13 +98,13 @@ class Verifier:
                 self._unprotected += not line.record.head
                 self._missing.pop(line.record.head, None)
 
-    def verdict(self, head: str | None, kept: int) -> Verdict:
+    def verdict(self, head: str | None, kept: int) -> Verified:
         """`head`: the newest one as the state holds it, None where there is no state to hold one.
 
         `kept`: how many lines the store's own trimming always leaves.
         """
         first, last = self._first, self._last
-        return Verdict(
+        return Verified(
             lines=self._lines,
             unprotected=self._unprotected,
             oldest=_revision(first) if first else "",

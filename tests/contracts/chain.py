@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.control.chain import Noted, Verdict, Verifier, chained
+from gateway.control.chain import Noted, Verified, Verifier, chained
 from gateway.control.store import HistoryRecord, Store
 from gateway.routing.state import DenyKey, Revision
 from tests.contracts.store import BAD, EMPTY, Opener, author, document
@@ -32,7 +32,7 @@ CHANGED: Row = {
 }
 
 
-async def verify(store: Store, *noted: str) -> Verdict:
+async def verify(store: Store, *noted: str) -> Verified:
     verifier = Verifier([Noted(head, "that was given") for head in noted])
     ledger = await store.ledger()
     async for lines in ledger.pages:
@@ -97,7 +97,7 @@ class ChainContract:
         raise NotImplementedError
 
     async def test_an_empty_history_is_whole(self, store: Store) -> None:
-        assert await verify(store) == Verdict(lines=0, unprotected=0)
+        assert await verify(store) == Verified(lines=0, unprotected=0)
 
     async def test_what_nobody_touched_is_whole(self, store: Store, other: Store) -> None:
         await six_lines(store)
