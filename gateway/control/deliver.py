@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -105,10 +105,12 @@ class Deliverer:
         await asyncio.wait([self._ring(mirrored)])
         self._wake.set()
 
-    def offer(self, stored: InForce | None) -> Finding:
+    def offer(self, stored: InForce | None, lifted: Collection[str] | None = None) -> Finding:
         """A state of the store. Its denies have been rung when this returns; its document follows, if it is
-        newer. What the store lost of the denies stays in force, and is for the caller to publish."""
-        finding = self.divergence.look(self._target, stored)
+        newer. What the store lost of the denies stays in force, and is for the caller to publish.
+
+        `lifted` as for `Divergence.look`."""
+        finding = self.divergence.look(self._target, stored, lifted)
         if stored is not None and finding.verdict is Verdict.TAKE:
             self._take(stored, finding.lost)
         elif stored is not None:

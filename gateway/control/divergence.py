@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -83,6 +83,18 @@ def other_changes(held: InForce, records: Iterable[HistoryRecord]) -> bool:
     return bool(held.head and heads - {""}) and held.head not in heads
 
 
+def lifted_since(held: InForce, records: Iterable[HistoryRecord]) -> set[str] | None:
+    """The routes of which denies were lifted after the revision that is held; None where a line does not say."""
+    lifts = [
+        record
+        for record in records
+        if record.type in ("undeny", "restore") and (record.epoch, record.rev) > held.revision
+    ]
+    if not all(record.changes for record in lifts):
+        return None
+    return {change["route"] for record in lifts for change in record.changes}
+
+
 class Divergence:
     """Remembers that the store's line left this replica's, until they meet again or a new epoch begins."""
 
@@ -103,12 +115,13 @@ class Divergence:
     def judge(self, held: InForce, stored: InForce | None) -> Verdict:
         return judge(held, stored, apart=self._apart)
 
-    def look(self, held: InForce, stored: InForce | None) -> Finding:
-        """As `judge`, and remembers it."""
+    def look(self, held: InForce, stored: InForce | None, lifted: Collection[str] | None = None) -> Finding:
+        """As `judge`, and remembers it. `lifted`: the routes of which denies were lifted since what is held, by
+        the store's history; None where it was not asked."""
         self.verdict = verdict = self.judge(held, stored)
         # A store that went back goes on from there, and by its revision will look newer than what it lost.
         self._denies_apart |= verdict in DIVERGED
-        lost = self._lost(held, stored) if stored is not None else {}
+        lost = self._lost(held, stored, lifted) if stored is not None else {}
         if verdict not in DIVERGED:
             self._apart = self._denies_apart = False
             self._met.clear()
@@ -119,14 +132,16 @@ class Divergence:
             self._met |= stored.denies.keys()
         return Finding(verdict, lost)
 
-    def _lost(self, held: InForce, stored: InForce) -> dict[DenyKey, Deny]:
+    def _lost(self, held: InForce, stored: InForce, lifted: Collection[str] | None) -> dict[DenyKey, Deny]:
         return {
             key: deny
             for key, deny in held.denies.items()
-            if key not in stored.denies and self._is_lost(key, deny, held, stored)
+            if key not in stored.denies and self._is_lost(key, deny, held, stored, lifted)
         }
 
-    def _is_lost(self, key: DenyKey, deny: Deny, held: InForce, stored: InForce) -> bool:
+    def _is_lost(
+        self, key: DenyKey, deny: Deny, held: InForce, stored: InForce, lifted: Collection[str] | None
+    ) -> bool:
         """Whether the store never had this deny, or lost it; else somebody has lifted it there."""
         if deny.rev == 0:
             return True
@@ -134,7 +149,9 @@ class Divergence:
             # Revisions of two lines do not compare; what was in the store's since, was lifted there.
             return key not in self._met
         if stored.revision.epoch == held.revision.epoch:
-            return deny.rev > stored.revision.rev
+            # By hand, or by a server that was short of memory: nobody lifts a deny without a line of the history.
+            taken_away = lifted is not None and key.route not in lifted
+            return deny.rev > stored.revision.rev or taken_away
         # An epoch that continues this one knew all up to its base. Of any other nobody here can say what it
         # knew, and a deny too many is the safe side.
         return stored.base.epoch != held.revision.epoch or deny.rev > stored.base.rev

@@ -13,7 +13,7 @@ from contextlib import aclosing, suppress
 import msgspec
 
 from gateway.control.deliver import Deliverer
-from gateway.control.divergence import Finding, Verdict, explain, left_the_line, other_changes
+from gateway.control.divergence import Finding, Verdict, explain, left_the_line, lifted_since, other_changes
 from gateway.control.events import Events
 from gateway.control.operations import Operations
 from gateway.control.store import Author, HistoryRecord, Signal, Store, StoreError, StoreRefused
@@ -82,7 +82,7 @@ class Reader:
     async def synchronise(self) -> None:
         """One comparison with the store, and what follows from it. Raises `StoreUnavailable`."""
         try:
-            stored = await self._read()
+            stored, lifted = await self._read()
         except StateError as error:
             self._heard()
             await self._keep_out(error)
@@ -90,34 +90,39 @@ class Reader:
         self._heard()
         self.troubles.end(Trouble.DAMAGED)
         held = self._deliverer.newest
-        finding = self._deliverer.offer(stored)
+        finding = self._deliverer.offer(stored, lifted)
         await self._note(finding, held, stored)
         if stored is not None and finding.verdict is not Verdict.FORK:
             # Not into a fork: it would become the higher revision by that, and be taken elsewhere.
             await self._publish(finding.lost, stored)
         self.reached.set()
 
-    async def _read(self) -> InForce | None:
-        """As `Store.read`, at a time when nothing newer came to be held here: that would look like a loss."""
+    async def _read(self) -> tuple[InForce | None, set[str] | None]:
+        """As `Store.read`, at a time when nothing newer came to be held here: that would look like a loss. And of
+        which routes denies were lifted since what is held, where that is the question."""
         while True:
             held = self._deliverer.newest
             stored = await self._store.read()
-            lines = await self._lines_since(held, stored) if self._reconnected else []
+            fewer = stored is not None and not held.denies.keys() <= stored.denies.keys()
+            asked = self._reconnected or fewer
+            lines = await self._lines_since(held, stored) if asked else None
             if self._deliverer.newest is held:
                 self._reconnected = False
+                if lines is None:
+                    return stored, None
                 if left_the_line(held, lines):
                     self._deliverer.divergence.part()
                 if other_changes(held, lines):
                     self._deliverer.divergence.part_denies()
-                return stored
+                return stored, lifted_since(held, lines)
 
-    async def _lines_since(self, held: InForce, stored: InForce | None) -> list[HistoryRecord]:
+    async def _lines_since(self, held: InForce, stored: InForce | None) -> list[HistoryRecord] | None:
         """What shows whether the store lost writes and went on past them while nobody looked, as in a fail-over."""
         if stored is None or stored.revision.epoch != held.revision.epoch:
-            return []
+            return None
         behind = stored.revision.rev - held.revision.rev
-        if not 0 <= behind < LINES_COMPARED or stored.head == held.head != "":
-            return []
+        if not 0 <= behind < LINES_COMPARED:
+            return None
         # Refused signals are lines, too, and have no revision of their own.
         return await self._store.history(min(2 * behind + 20, LINES_COMPARED))
 
@@ -196,7 +201,7 @@ class Reader:
         if lost:
             log.info("published %d denies that the store did not have", len(lost))
             with suppress(StateError):
-                self._deliverer.offer(await self._read())
+                self._deliverer.offer(*await self._read())
 
     def _heard(self) -> None:
         self.troubles.end(Trouble.UNREACHABLE)

@@ -123,8 +123,20 @@ def named_routes(routes: str, versions: str = "") -> dict[str, str | None]:
 
 def _strands(route: Route, entry: RouteEntry, denies: Mapping[DenyKey, str]) -> bool:
     """Whether these denies would leave the route without a version that takes its traffic."""
-    after = RouteEntry(entry.name, route, entry.denied | {key.digest for key in denies})
+    after = _after(route, entry, denies)
     return not after.arms or (entry.takes_traffic and not after.takes_traffic)
+
+
+def _moves_on(route: Route, entry: RouteEntry, denies: Mapping[DenyKey, str]) -> list[str]:
+    """The variants that would get the fallback's share: there is nothing behind it that it could go back to."""
+    after = _after(route, entry, denies)
+    if entry.fallback is None or after.fallback is not None:
+        return []
+    return [name for name, share in after.shares_bp.items() if share > entry.shares_bp[name]]
+
+
+def _after(route: Route, entry: RouteEntry, denies: Mapping[DenyKey, str]) -> RouteEntry:
+    return RouteEntry(entry.name, route, entry.denied | {key.digest for key in denies})
 
 
 def _deny_version(route_name: str, route: Route, entry: RouteEntry, version: str) -> dict[DenyKey, str]:
@@ -138,6 +150,12 @@ def _deny_version(route_name: str, route: Route, entry: RouteEntry, version: str
         raise ChangeRefused(
             f"denying version {version} would leave {route_name} without any version that takes traffic: "
             "set its weights to 0 if it must stop answering"
+        )
+    if denies and (others := _moves_on(route, entry, denies)):
+        # A rollback needs the least of all rights: it must not be the way to move everybody to the canary.
+        raise ChangeRefused(
+            f"denying version {version}, the fallback's, would give its traffic to {', '.join(others)}, because no "
+            f"earlier version is known: say so with the weights first, for example {others[0]}=100"
         )
     return denies
 

@@ -13,7 +13,7 @@ from math import log
 from typing import Any
 
 from gateway.routing.exposure import limited
-from gateway.routing.state import ExplicitVersions, Exposure, InForce, Pin, Route, Variant
+from gateway.routing.state import WHOLE_BP, ExplicitVersions, Exposure, InForce, Pin, Route, Variant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,11 +117,12 @@ class RouteEntry:
 
     @cached_property
     def shares_bp(self) -> Mapping[str, int]:
-        """The share that each variant gets in fact, denies applied."""
+        """The share that each variant gets in fact, denies applied: where one has dropped out, of what is left."""
         shares = dict.fromkeys(self.route.variants, 0)
         for share in self._shares:
             shares[share.arm.variant] += share.weight_bp
-        return shares
+        whole = sum(shares.values()) or WHOLE_BP
+        return {name: round(share * WHOLE_BP / whole) for name, share in shares.items()}
 
     def overrides_to(self, variant: str) -> Arm | None:
         """The arm that a client's override reaches, None for a variant that does not exist.

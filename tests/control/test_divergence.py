@@ -14,7 +14,7 @@ from gateway.control.store import StoreDiverged
 from gateway.control.troubles import Trouble
 from gateway.routing import change
 from gateway.routing.change import ChangeRefused
-from gateway.routing.state import InForce, Revision
+from gateway.routing.state import DenyKey, InForce, Revision
 from tests.contracts.store import member
 from tests.control.replica import ControlPlane, author, soon
 from tests.servers.meddler import Meddler
@@ -347,6 +347,29 @@ class TestAFork:
         assert {key.route for key in stored.denies} == {"number", "other1", "other2"}
         assert late.deliverer.held.denies.keys() >= lost.denies.keys()
         assert late.failed() == []
+
+    async def test_denies_that_a_hand_took_away_are_given_back(
+        self, two: tuple[ControlPlane, ControlPlane], meddler: Meddler
+    ) -> None:
+        """The revision is the same, or a later one: nobody lifts a deny without a line of the history."""
+        one, other = two
+        for later in (False, True):
+            await soon(one.operations.rollback("number", "2", author(f"bad{later}")))
+            await other.hears_of_denies("2")
+            meddler.redis.delete(meddler.prefix + "deny")
+            if later:
+                elsewhere = DenyKey("letter", "1" * 64)
+                await one.store.deny({elsewhere: "1"}, author("another"), [{"route": "letter"}])
+            meddler.wake()
+            async with asyncio.timeout(15):
+                while True:
+                    stored = await one.store.read()
+                    if stored and any(key.route == "number" for key in stored.denies):
+                        break
+                    await asyncio.sleep(0.01)
+            assert "2" in one.workers.denied and "2" in other.workers.denied
+            await soon(one.operations.allow("number", "2", author(f"good{later}")))
+            await until(lambda: not {"2"} & (one.workers.denied | other.workers.denied))
 
     async def test_a_replica_that_was_only_away_goes_on(
         self, two: tuple[ControlPlane, ControlPlane], replicas: Callable[[str], ControlPlane]

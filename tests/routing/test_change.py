@@ -118,7 +118,11 @@ class TestSeveralRoutes:
                 change.set_weights_of(held, weights)
 
 
-NOTHING_LEFT = ["nothing to roll back to", "would leave digits without any version"]
+NOTHING_LEFT = [
+    "nothing to roll back to",
+    "would leave digits without any version",
+    "would give its traffic to",
+]
 
 
 class TestRollback:
@@ -144,7 +148,9 @@ class TestRollback:
             (route({"stable 2": 100, "old 1": 0}, previous=["1"]), "", None, ["2"]),
             # With a version: that one, wherever it is.
             (SPLIT, "", "2", ["2"]),
-            (SPLIT, "", "1", ["1"]),
+            # The fallback's, once its traffic is elsewhere, or an earlier one takes it.
+            (route({"stable 1": 0, "canary 2": 100}), "", "1", ["1"]),
+            (route({"stable 2": 90, "canary 3": 10}, previous=["1"]), "", "2", ["2"]),
             (THREE, "", "3", ["3"]),
             (route({"stable 3": 100}, previous=["2", "1"]), "", "3", ["3"]),
             (route({"stable 3": 100}, previous=["2", "1"]), "", "1", ["1"]),
@@ -167,6 +173,9 @@ class TestRollback:
             (route({"stable 1": 100}), "", "1"),
             (route({"stable 2": 100}, previous=["1"]), "1", None),
             (route({"stable 2": 100}, previous=["1"]), "2", "1"),
+            # Whoever may only roll back must not move everybody to the canary.
+            (SPLIT, "", "1"),
+            (THREE, "2", "1"),
             # The same bytes under another number are no way back.
             (route({"stable 1": 100}, previous=["1b"]), "", None),
             # Somebody denied the fallback: what is left must not be denied as well.

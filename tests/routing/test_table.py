@@ -168,7 +168,7 @@ class TestDenies:
         assert table.fallback is None
         assert set(assignments(table)) == {"a", "b"}
         assert set(table.arms) == {"a", "b"}
-        assert table.shares_bp == {"stable": 0, "a": 3000, "b": 1000}
+        assert table.shares_bp == {"stable": 0, "a": 7500, "b": 2500}
         assert [picked(table, None, draw) for draw in (0.0, 0.74, 0.76, LAST_DRAW)] == ["a", "a", "b", "b"]
 
     def test_all_denied_is_nobody(self) -> None:
