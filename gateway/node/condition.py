@@ -61,7 +61,23 @@ class Condition:
         if self.pool.ready < self.pool.total:
             found.append(f"{self.pool.ready} of {self.pool.total} workers are ready")
         found += self.rollbacks.degraded()
+        found += [
+            f"route {name} answers nothing: every version that has a weight is denied"
+            for name in self._stopped()
+        ]
         return [text for text in found if text]
+
+    def _stopped(self) -> list[str]:
+        """Routes whose traffic was denied away: a limit that is reached stops a version even where none is left."""
+        held = self.deliverer.held
+        table = self.deliverer.tables.of(held)
+        denied = sorted({key.route for key in held.denies} & table.keys())
+        return [
+            name
+            for name in denied
+            if not table[name].takes_traffic
+            and any(variant.weight_bp for variant in table[name].route.variants.values())
+        ]
 
     def totals(self) -> dict[Labels, Any]:
         served = set(self.shares())

@@ -136,6 +136,23 @@ def test_a_limit_of_requests_over_two_workers(
     assert [record["type"] for record in history] == ["deny", "undeny", "deny", "put"]
 
 
+def test_a_route_that_a_limit_stops_is_said_to_be(
+    gateways: Callable[..., Gateway], manifest: Callable[[str], str]
+) -> None:
+    """The limit holds even where nothing is left that could answer: then people must know."""
+    gateway = gateways(manifest("limit: {requests: 40}"), "--workers", "1").start()
+    assert gateway.turnout("weights", "number", "canary=100").returncode == 0
+    assert gateway.turnout("rollback", "number", "--version", "1").returncode == 0
+
+    def said() -> bool:
+        degraded = httpx.get(f"{gateway.admin}/readyz", timeout=10).json()["degraded"]
+        return "route number answers nothing: every version that has a weight is denied" in degraded
+
+    with Load(gateway, clients=1) as load:
+        wait_for(said, 20, lambda: gateway.log)
+    assert load.versions["2"] <= 40 and load.codes[503]
+
+
 @pytest.mark.parametrize("way", ["split", "override", "explicit"])
 def test_a_limit_of_requests_over_two_replicas_whose_workers_die(
     gateways: Callable[..., Gateway], manifest: Callable[[str], str], server: RedisServer, way: str
