@@ -213,24 +213,38 @@ class Operations:
             durable=revision.durable,
         )
 
-    async def obey(self, asked: Callable[[], Mapping[str, str | None]], author: Author) -> Outcome:
+    async def obey(
+        self, asked: Callable[[], Mapping[str, str | None]], author: Author, *, comes_again: bool = True
+    ) -> Outcome:
         """A rollback that a signal asks for: done once, whatever was changed since, and one line of the history.
 
         `asked` reads out of the signal which routes, each with its version or None; it may raise `ChangeRefused`.
-        The line says that it is done, that there was nothing to do, or why it is refused. Raises `ChangeRefused`
-        when that is written, and `StoreUnavailable` where it cannot be; a rollback is in force here by then.
+        The line says that it is done, that there was nothing to do, or why it is refused. One that `comes_again`
+        is refused once for each state: an alert that still fires finds what to roll back to when there is some.
+        Raises `ChangeRefused` when that is written, and `StoreUnavailable` where it cannot be; a rollback is in
+        force here by then.
         """
         if author.op_id in self._answered or await self._obeyed(author.op_id):
-            message = "this signal has had its answer before, and is in the history"
-            return Outcome(revision=self._deliverer.held.label, changed=False, message=message)
+            return self._answered_before()
+        refused_as = self._of_this_state(author) if comes_again else author
         try:
             outcome = await self.rollback_of(asked(), author)
         except ChangeRefused as error:
-            await self.refuse(author, str(error))
+            if comes_again and await self._obeyed(refused_as.op_id):
+                return self._answered_before()
+            await self.refuse(refused_as, str(error))
             raise
         if not outcome.changed and not self._is_its_own(author.op_id):
             await self._note_idle(author, outcome.message)
         return outcome
+
+    def _answered_before(self) -> Outcome:
+        message = "this signal has had its answer before, and is in the history"
+        return Outcome(revision=self._deliverer.held.label, changed=False, message=message)
+
+    def _of_this_state(self, author: Author) -> Author:
+        """What is refused now is another refusal when something has changed."""
+        return msgspec.structs.replace(author, op_id=f"{author.op_id}|{self._deliverer.newest.revision}")
 
     async def _note_idle(self, author: Author, message: str) -> None:
         """Also where it leaves no line: the same signal must not undo what is allowed later."""
@@ -266,7 +280,7 @@ class Operations:
         author = signals.author_of(signal)
         self._staying.add(signal.id)
         try:
-            outcome = await self.obey(lambda: signals.routes_of(signal), author)
+            outcome = await self.obey(lambda: signals.routes_of(signal), author, comes_again=False)
             if not outcome.published:
                 return
         except ChangeRefused:

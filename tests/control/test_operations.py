@@ -299,7 +299,33 @@ class TestObeying:
         with pytest.raises(UnknownName):
             await soon(plane.operations.obey(lambda: {"nobody": None}, author("alert-1")))
         line = (await history(plane))[0]
-        assert (line.type, line.op_id) == ("reject", "alert-1") and "no route 'nobody'" in line.reason
+        assert (line.type, line.op_id) == ("reject", "alert-1|1.1") and "no route 'nobody'" in line.reason
+
+    async def test_what_is_refused_is_tried_again_when_the_state_has_changed(
+        self, plane: ControlPlane
+    ) -> None:
+        await plane.apply({"stable@1": 100})
+        with pytest.raises(ChangeRefused, match="nothing to roll back to"):
+            await soon(plane.operations.obey(lambda: {"number": None}, author("alert-1")))
+        again = await soon(plane.operations.obey(lambda: {"number": None}, author("alert-1")))
+        assert "had its answer before" in again.message
+        assert len(await history(plane)) == 2, "the same refusal of the same state is one line"
+        await plane.apply()
+        outcome = await soon(plane.operations.obey(lambda: {"number": None}, author("alert-1")))
+        assert outcome.changed and plane.workers.denied == {"2"}
+        await soon(plane.operations.allow("number", "2", author("a")))
+        await soon(plane.operations.obey(lambda: {"number": None}, author("alert-1")))
+        assert plane.workers.denied == set(), "it has had its rollback"
+        assert [line.type for line in await history(plane)] == ["undeny", "deny", "put", "reject", "put"]
+
+    async def test_a_signal_of_the_stream_is_refused_once(self, plane: ControlPlane) -> None:
+        await plane.apply({"stable@1": 100})
+        signal = Signal(id="5-5", fields={"action": "rollback", "route": "number"})
+        await soon(plane.operations.signal(signal))
+        await plane.apply()
+        await soon(plane.operations.signal(signal))
+        assert plane.workers.denied == set()
+        assert [line.op_id for line in await history(plane)][1] == "signal-5-5"
 
     async def test_a_flood_of_refusals_pushes_nothing_out_of_the_history(
         self, plane: ControlPlane, caplog: pytest.LogCaptureFixture
