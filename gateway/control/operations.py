@@ -18,6 +18,7 @@ from gateway.control.committing import RING_GRACE_S, Committing, Outcome, expect
 from gateway.control.deliver import Deliverer
 from gateway.control.divergence import DIVERGED, Verdict
 from gateway.control.exposure import Exposures
+from gateway.control.refusals import Refusals
 from gateway.control.store import (
     Author,
     Committed,
@@ -48,6 +49,8 @@ log = logging.getLogger(__name__)
 KNOWN_GRACE_S = 0.25
 """How long a signal waits for the store to say whether it was obeyed before; past it, it is obeyed."""
 REFUSAL_LENGTH = 1000
+ANSWERED_KEPT = 10_000
+"""Signals that had nothing to do and left no line, remembered by this replica alone."""
 STORE_GRACE_S = 0.5
 """How long a rollback waits for the store after it is in force here; past it, the reader publishes it."""
 
@@ -61,6 +64,8 @@ class Operations:
         deliverer: Deliverer,
         versions: Versions,
         exposures: Exposures | None = None,
+        *,
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._exposures = exposures
@@ -69,6 +74,9 @@ class Operations:
         self._committing = Committing(store, deliverer)
         self._staying: set[str] = set()
         """Signals that came and are not done."""
+        self._clock_s = clock_s
+        self._refusals = Refusals()
+        self._answered: dict[str, None] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def plan(self, manifest: Manifest) -> Plan:
@@ -205,30 +213,64 @@ class Operations:
             durable=revision.durable,
         )
 
-    async def obey(self, asked: Callable[[], Mapping[str, str | None]], author: Author) -> Outcome:
+    async def obey(
+        self, asked: Callable[[], Mapping[str, str | None]], author: Author, *, comes_again: bool = True
+    ) -> Outcome:
         """A rollback that a signal asks for: done once, whatever was changed since, and one line of the history.
 
         `asked` reads out of the signal which routes, each with its version or None; it may raise `ChangeRefused`.
-        The line says that it is done, that there was nothing to do, or why it is refused. Raises `ChangeRefused`
-        when that is written, and `StoreUnavailable` where it cannot be; a rollback is in force here by then.
+        The line says that it is done, that there was nothing to do, or why it is refused. One that `comes_again`
+        is refused once for each state: an alert that still fires finds what to roll back to when there is some.
+        Raises `ChangeRefused` when that is written, and `StoreUnavailable` where it cannot be; a rollback is in
+        force here by then.
         """
-        if await self._obeyed(author.op_id):
-            message = "this signal has had its answer before, and is in the history"
-            return Outcome(revision=self._deliverer.held.label, changed=False, message=message)
+        if author.op_id in self._answered or await self._obeyed(author.op_id):
+            return self._answered_before()
+        refused_as = self._of_this_state(author) if comes_again else author
         try:
             outcome = await self.rollback_of(asked(), author)
         except ChangeRefused as error:
-            await self.refuse(author, str(error))
+            if comes_again and await self._obeyed(refused_as.op_id):
+                return self._answered_before()
+            await self.refuse(refused_as, str(error))
             raise
         if not outcome.changed and not self._is_its_own(author.op_id):
-            await self._reject(author, f"nothing to do, {outcome.message}")
+            await self._note_idle(author, outcome.message)
         return outcome
 
+    def _answered_before(self) -> Outcome:
+        message = "this signal has had its answer before, and is in the history"
+        return Outcome(revision=self._deliverer.held.label, changed=False, message=message)
+
+    def _of_this_state(self, author: Author) -> Author:
+        """What is refused now is another refusal when something has changed."""
+        return msgspec.structs.replace(author, op_id=f"{author.op_id}|{self._deliverer.newest.revision}")
+
+    async def _note_idle(self, author: Author, message: str) -> None:
+        """Also where it leaves no line: the same signal must not undo what is allowed later."""
+        if (line := self._worded(f"nothing to do, {message}")) is not None:
+            await self._reject(author, line)
+            return
+        self._answered[author.op_id] = None
+        if len(self._answered) > ANSWERED_KEPT:
+            del self._answered[next(iter(self._answered))]
+
     async def refuse(self, author: Author, error: str) -> None:
-        """A line in the log and one in the history for a signal that cannot be obeyed."""
+        """A line in the log and one in the history for a signal that cannot be obeyed, unless they are too many."""
+        if (line := self._worded(error)) is not None:
+            log.warning("%s by %s is refused: %s", author.op_id, author.actor, line)
+            await self._reject(author, line)
+
+    def _worded(self, error: str) -> str | None:
+        """What the line of a refusal says; None where it has none."""
+        if (left_out := self._refusals.admit(self._clock_s())) is None:
+            return None
         error = shown(error, REFUSAL_LENGTH)  # it may quote what was sent
-        log.warning("%s by %s is refused: %s", author.op_id, author.actor, error)
-        await self._reject(author, error)
+        return (
+            f"{error} ({left_out} refusals before it left no line: too many in a minute)"
+            if left_out
+            else error
+        )
 
     async def signal(self, signal: Signal) -> None:
         """A request out of the `:signals` stream. What cannot be done leaves a line in the history, no more.
@@ -238,7 +280,7 @@ class Operations:
         author = signals.author_of(signal)
         self._staying.add(signal.id)
         try:
-            outcome = await self.obey(lambda: signals.routes_of(signal), author)
+            outcome = await self.obey(lambda: signals.routes_of(signal), author, comes_again=False)
             if not outcome.published:
                 return
         except ChangeRefused:
@@ -248,7 +290,8 @@ class Operations:
         except Exception as error:
             # It would come again after every restart, and end the process every time.
             log.exception("signal %s failed", signal.id)
-            await self._reject(author, f"signal {signal.id} failed: {type(error).__name__}")
+            if (line := self._worded(f"signal {signal.id} failed: {type(error).__name__}")) is not None:
+                await self._reject(author, line)
         self._staying.discard(signal.id)
         # The store knows only how far they are done: one that stays keeps the later ones with it.
         if not any(signals.position(other) < signals.position(signal.id) for other in self._staying):

@@ -214,53 +214,75 @@ redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', tonumber(u
 return applied_us
 """
 
-# Key: the state. Argument: a stream id, as text. The cursor only moves forwards.
-SEEN = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-local function parts(id)
-  local ms, seq = string.match(id, '^(%d+)-?(%d*)$')
-  return ms or '0', (seq and seq ~= '') and seq or '0'
+# Whoever may append to the signals' stream may give its entries any id, also the highest that there is. The entry
+# that was done with last stays in the stream. Where it is gone, the stream was deleted, or trimmed by somebody
+# else: what is left counts from its beginning, because what was obeyed is known by its op id.
+_CURSOR = """
+local HIGHEST = '18446744073709551615-18446744073709551615'
+local function last(stream)
+  local entry = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
+  return entry and entry[1] or '0-0'
 end
-local function less(a, b)
-  -- As text, shorter first: a stream id is two 64-bit numbers, and Lua's are doubles.
-  if #a ~= #b then return #a < #b end
-  return a < b
+local function within(cursor, stream)
+  -- Of what is no id, an error.
+  local entry = redis.pcall('XRANGE', stream, cursor, cursor, 'COUNT', 1)[1]
+  return entry and entry[1] or '0-0'
 end
-local ms, seq = parts(redis.call('HGET', KEYS[1], 'signals_id') or '0-0')
-local new_ms, new_seq = parts(ARGV[1])
-if less(ms, new_ms) or (ms == new_ms and less(seq, new_seq)) then
-  redis.call('HSET', KEYS[1], 'signals_id', new_ms .. '-' .. new_seq)
-  return 1
+-- To ask for what comes after the highest id is an error.
+local function after(id, stream)
+  if id == last(stream) then return nil end
+  return redis.call('XRANGE', stream, '(' .. id, '+', 'COUNT', 1)[1]
 end
-return 0
 """
+
+# Keys: the state, the signals. Argument: a stream id, as text. Answers the cursor, '' where there is no state.
+# It moves on only to the entry that comes next: a reader that still follows a stream that was deleted since is done
+# with one, and has not seen those before it. What is done with is trimmed, all but the last: it holds the cursor.
+SEEN = (
+    _CURSOR
+    + """
+if redis.call('EXISTS', KEYS[1]) == 0 then return '' end
+local cursor = within(redis.call('HGET', KEYS[1], 'signals_id') or '0-0', KEYS[2])
+local entry = after(cursor, KEYS[2])
+if not entry or entry[1] ~= ARGV[1] then return cursor end
+-- First: a full memory refuses the other write, and this one makes room.
+redis.call('XTRIM', KEYS[2], 'MINID', '=', ARGV[1])
+redis.call('HSET', KEYS[1], 'signals_id', ARGV[1])
+return ARGV[1]
+"""
+)
 
 # Keys: the state, the log, the signals. Arguments: how many signals, of each how many names and values, how many
 # bytes of one, and the signal that the reader was done with last, or ''. Answers the end of the log, the signal
 # that is done with, and those after it, cut to size here: whoever may append to the stream may append 200,000
 # fields, and to read those takes a client two seconds, so it would never come past them.
-LOOK = """
-local function last(stream)
-  local entry = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
-  return entry and entry[1] or '0-0'
-end
+LOOK = (
+    _CURSOR
+    + """
 -- A store that was emptied has lost its cursor, and without one what came before is about nothing.
 local done = redis.call('HGET', KEYS[1], 'signals_id') or ARGV[4]
-if done == '' then done = last(KEYS[3]) end
-local after, found = done, {}
+done = done == '' and last(KEYS[3]) or within(done, KEYS[3])
+-- No entry is possible after the highest id, which a stream remembers when it is empty, too: a new one, then.
+local ends = last(KEYS[3])
+if ends == '0-0' or (ends == HIGHEST and done == HIGHEST) then
+  if redis.call('EXISTS', KEYS[3]) == 1 then redis.pcall('DEL', KEYS[3]) end
+  done = '0-0'
+end
+local at, found = done, {}
 while #found < tonumber(ARGV[1]) do
   -- One at a time: a hundred large ones at once would be in memory together.
-  local entry = redis.call('XRANGE', KEYS[3], '(' .. after, '+', 'COUNT', 1)[1]
+  local entry = after(at, KEYS[3])
   if not entry then break end
   local cut = {}
   for i = 1, math.min(#entry[2], tonumber(ARGV[2])) do
     cut[i] = string.sub(entry[2][i], 1, tonumber(ARGV[3]))
   end
-  after = entry[1]
-  found[#found + 1] = {after, cut}
+  at = entry[1]
+  found[#found + 1] = {at, cut}
 end
 return {last(KEYS[2]), done, found}
 """
+)
 
 
 @cache

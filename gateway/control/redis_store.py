@@ -166,8 +166,10 @@ class RedisStore:
                 yield signals
 
     async def seen(self, signal_id: str) -> None:
-        self._done.id = signal_id.encode()
-        await self._connections.script(redis_scripts.SEEN, [self._key("state")], [signal_id])
+        keys = [self._key("state"), self._key("signals")]
+        cursor = await self._connections.script(redis_scripts.SEEN, keys, [signal_id])
+        # A store that was emptied has none, and this process keeps it for the one that comes after.
+        self._done.id = cursor or signal_id.encode()
 
     async def report(self, member: Member) -> int:
         values = msgspec.structs.asdict(member)

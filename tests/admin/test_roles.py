@@ -227,7 +227,7 @@ class TestAGuard:
         self, plane: ControlPlane, guard: httpx.AsyncClient
     ) -> None:
         await guard.post("/api/v1/routes/nobody/rollback", json={"op_id": "alert-1"})
-        assert (await plane.store.history(1))[0].op_id == "the-guard/alert-1"
+        assert (await plane.store.history(1))[0].op_id == "the-guard/alert-1|1.1"
         outcome = await plane.operations.obey(lambda: {"number": None}, author("alert-1"))
         assert outcome.changed
 

@@ -12,6 +12,8 @@ from gateway.control import bootstrap as bootstrap_module
 from gateway.control.bootstrap import Bootstrap
 from gateway.control.deliver import PrepareFailed
 from gateway.control.file_store import FileStore
+from gateway.control.operations import Operations
+from gateway.control.refusals import LINES
 from gateway.control.store import (
     Author,
     Changes,
@@ -297,7 +299,67 @@ class TestObeying:
         with pytest.raises(UnknownName):
             await soon(plane.operations.obey(lambda: {"nobody": None}, author("alert-1")))
         line = (await history(plane))[0]
-        assert (line.type, line.op_id) == ("reject", "alert-1") and "no route 'nobody'" in line.reason
+        assert (line.type, line.op_id) == ("reject", "alert-1|1.1") and "no route 'nobody'" in line.reason
+
+    async def test_what_is_refused_is_tried_again_when_the_state_has_changed(
+        self, plane: ControlPlane
+    ) -> None:
+        await plane.apply({"stable@1": 100})
+        with pytest.raises(ChangeRefused, match="nothing to roll back to"):
+            await soon(plane.operations.obey(lambda: {"number": None}, author("alert-1")))
+        again = await soon(plane.operations.obey(lambda: {"number": None}, author("alert-1")))
+        assert "had its answer before" in again.message
+        assert len(await history(plane)) == 2, "the same refusal of the same state is one line"
+        await plane.apply()
+        outcome = await soon(plane.operations.obey(lambda: {"number": None}, author("alert-1")))
+        assert outcome.changed and plane.workers.denied == {"2"}
+        await soon(plane.operations.allow("number", "2", author("a")))
+        await soon(plane.operations.obey(lambda: {"number": None}, author("alert-1")))
+        assert plane.workers.denied == set(), "it has had its rollback"
+        assert [line.type for line in await history(plane)] == ["undeny", "deny", "put", "reject", "put"]
+
+    async def test_a_signal_of_the_stream_is_refused_once(self, plane: ControlPlane) -> None:
+        await plane.apply({"stable@1": 100})
+        signal = Signal(id="5-5", fields={"action": "rollback", "route": "number"})
+        await soon(plane.operations.signal(signal))
+        await plane.apply()
+        await soon(plane.operations.signal(signal))
+        assert plane.workers.denied == set()
+        assert [line.op_id for line in await history(plane)][1] == "signal-5-5"
+
+    async def test_a_flood_of_refusals_pushes_nothing_out_of_the_history(
+        self, plane: ControlPlane, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        await plane.apply()
+        now = [0.0]
+        operations = Operations(plane.store, plane.deliverer, plane.versions, clock_s=lambda: now[0])
+        for number in range(100):
+            with pytest.raises(UnknownName, match="no route 'nobody'"):
+                await soon(operations.obey(lambda: {"nobody": None}, author(f"alert-{number}")))
+        lines = await plane.store.history(1000)
+        assert [line.type for line in lines] == ["reject"] * LINES + ["put"]
+        assert sum("is refused" in record.getMessage() for record in caplog.records) == LINES
+        # What is obeyed has its line all the same, and what comes later says what is missing.
+        await soon(operations.obey(lambda: {"number": None}, author("alert-real")))
+        now[0] = 60.0
+        with pytest.raises(UnknownName):
+            await soon(operations.obey(lambda: {"nobody": None}, author("alert-last")))
+        last, deny = (await history(plane))[:2]
+        assert (deny.type, deny.op_id) == ("deny", "alert-real")
+        assert "(40 refusals before it left no line" in last.reason
+        assert "(40 refusals before it left no line" in caplog.text
+
+    async def test_what_had_nothing_to_do_in_a_flood_does_nothing_later(self, plane: ControlPlane) -> None:
+        await plane.apply()
+        await soon(plane.operations.rollback("number", None, author("r")))
+        for number in range(LINES + 5):
+            again = await soon(plane.operations.obey(lambda: {"number": None}, author(f"alert-{number}")))
+            assert not again.changed
+        assert len(await plane.store.history(1000)) == LINES + 2
+        await soon(plane.operations.allow("number", "2", author("a")))
+        for number in range(LINES + 5):
+            await soon(plane.operations.obey(lambda: {"number": None}, author(f"alert-{number}")))
+        assert plane.workers.denied == set()
 
     @pytest.mark.parametrize("trouble", ["down", "frozen"])
     async def test_it_needs_no_store(self, plane: ControlPlane, trouble: str) -> None:

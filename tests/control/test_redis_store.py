@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from tests.contracts.store import (
     soon,
 )
 from tests.servers.redis import RedisServer, free_port
+
+HIGHEST_ID = "18446744073709551615-18446744073709551615"
 
 
 class TestRedisStore(StoreContract):
@@ -85,23 +87,106 @@ class TestRedisStore(StoreContract):
         assert [signal.id for signal in await soon(anext(watch))] == [_text(id_)]
         await watch.aclose()  # type: ignore[attr-defined]
 
-    async def test_the_cursor_of_signals_only_moves_forwards(self, store: Store) -> None:
+    async def test_the_cursor_of_signals_moves_on_by_one_and_what_is_done_with_is_trimmed(
+        self, store: Store
+    ) -> None:
         await store.seen("5-0")
         assert not self.plain.exists(self.prefix + "state"), "a cursor is no state"
         await store.put(document(), EMPTY, author("a"), [])
-        for seen, cursor in (
-            ("9-9", b"9-9"),
-            ("9-10", b"9-10"),
-            ("10-1", b"10-1"),
-            ("9-11", b"10-1"),
-            ("10", b"10-1"),
-            ("1795429511268-0", b"1795429511268-0"),
-            ("9007199254740993-1", b"9007199254740993-1"),
-            ("9007199254740992-1", b"9007199254740993-1"),
-            ("garbage", b"9007199254740993-1"),
+        ids = ["9-9", "9-10", "10-1", "9007199254740992-1", "9007199254740993-1"]
+        for id_ in ids:
+            self.plain.xadd(self.prefix + "signals", {"action": "rollback"}, id=id_)
+        for seen, left in (
+            ("9-10", ids),  # nobody is done with the one before
+            ("9-9", ids),
+            ("10-1", ids),
+            ("9-10", ids[1:]),
+            ("9-9", ids[1:]),
+            ("10-1", ids[2:]),
+            ("garbage", ids[2:]),
+            ("9007199254740992-1", ids[3:]),
+            ("9007199254740993-1", ids[4:]),
+            ("9007199254740992-1", ids[4:]),
         ):
             await store.seen(seen)
-            assert self.plain.hget(self.prefix + "state", "signals_id") == cursor, seen
+            stored = self.plain.xrange(self.prefix + "signals")
+            assert [_text(id_) for id_, _ in stored] == left, seen  # type: ignore[union-attr]
+        assert self.plain.hget(self.prefix + "state", "signals_id") == ids[4].encode()
+
+    @pytest.mark.parametrize("id_", [HIGHEST_ID, HIGHEST_ID[:-2] + "14", "99999999999999-0"])
+    @pytest.mark.parametrize("deleted", [False, True])
+    async def test_no_id_keeps_later_signals_from_being_heard(
+        self, shared_redis: RedisServer, namespace: str, id_: str, deleted: bool
+    ) -> None:
+        """Whoever may append says which id; the server's own follow it, and none follows the highest."""
+        store = RedisStore(shared_redis.url, namespace, "r", jitter=lambda: 0.04)
+        await store.put(document(), EMPTY, author("a"), [])
+        watch = store.watch()
+        assert await soon(anext(watch)) == []
+        self.plain.xadd(self.prefix + "signals", {"action": "of far away"}, id=id_)
+        await store.seen((await self.next_signal(watch)).id)
+        if deleted:
+            await soon(anext(watch))
+            self.plain.delete(self.prefix + "signals")
+        # Of a reader that was slow: it takes the cursor nowhere.
+        await store.seen(id_)
+        waiting = asyncio.ensure_future(self.next_signal(watch))
+        sent = _text(await self.sent())
+        assert (await waiting).id == sent
+        await store.seen(sent)
+        assert self.plain.hget(self.prefix + "state", "signals_id") == sent.encode()
+        await watch.aclose()
+        await store.aclose()
+
+    async def test_an_empty_stream_that_takes_no_more_is_a_new_one(
+        self, shared_redis: RedisServer, namespace: str
+    ) -> None:
+        """Appended and trimmed by one command, the highest id leaves no entry to be done with."""
+        store = RedisStore(shared_redis.url, namespace, "r", jitter=lambda: 0.04)
+        await store.put(document(), EMPTY, author("a"), [])
+        watch = store.watch()
+        await soon(anext(watch))
+        self.plain.xadd(self.prefix + "signals", {"a": "b"}, id=HIGHEST_ID, maxlen=0, approximate=False)
+        waiting = asyncio.ensure_future(self.next_signal(watch))
+        sent = _text(await self.sent())
+        assert (await soon(waiting)).id == sent
+        await watch.aclose()
+        await store.aclose()
+
+    async def test_a_stream_made_anew_is_read_from_its_beginning_whatever_is_appended(
+        self, shared_redis: RedisServer, namespace: str
+    ) -> None:
+        """A reader that follows the old one hears of what lies further on first, and must not pass over the rest."""
+        store = RedisStore(shared_redis.url, namespace, "r")
+        await store.put(document(), EMPTY, author("a"), [])
+        self.plain.xadd(self.prefix + "signals", {"a": "b"}, id="99999999999999-0")
+        watch = store.watch()
+        await store.seen((await self.next_signal(watch)).id)
+        self.plain.delete(self.prefix + "signals")
+        sent = _text(await self.sent())
+        self.plain.xadd(self.prefix + "signals", {"a": "b"}, id="99999999999999-1")
+        await store.seen((await self.next_signal(watch)).id)
+        again = store.watch()
+        assert (await self.next_signal(again)).id == sent
+        for one in (watch, again):
+            await one.aclose()
+        await store.aclose()
+
+    async def next_signal(self, watch: AsyncGenerator[list[Signal], None]) -> Signal:
+        async with asyncio.timeout(10):
+            while not (found := await anext(watch)):
+                pass
+        return found[0]
+
+    async def sent(self) -> object:
+        """The id of a signal, as soon as the stream takes one."""
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    return self.plain.xadd(self.prefix + "signals", {"action": "rollback"})
+                except redis.exceptions.ResponseError as error:
+                    assert "exhausted" in str(error) or "equal or smaller" in str(error)
+                    await asyncio.sleep(0.01)
 
     async def test_what_lies_in_a_signal_is_cut_to_size(self, store: Store) -> None:
         await store.put(document(), EMPTY, author("a"), [])

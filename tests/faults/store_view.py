@@ -36,7 +36,9 @@ class StoreView:
     def is_lost(self, signal_id: str) -> bool:
         """Whether a signal has gone with what the store has lost."""
         with self._connect() as client:
-            return not client.xrange(PREFIX + "signals", signal_id, signal_id)
+            there = bool(client.xrange(PREFIX + "signals", signal_id, signal_id))
+        # What is done with is trimmed, which is no loss.
+        return not there and not self.handled(signal_id)
 
     def handled(self, signal_id: str) -> bool:
         """Whether a signal is done with, and all before it."""
