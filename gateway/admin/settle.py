@@ -15,6 +15,11 @@ class _SettleBody(Strict):
     op_id: str = ""
 
 
+class _RestoreBody(_SettleBody):
+    force: bool = False
+    """Also where another replica holds later changes, which are undone by it."""
+
+
 def settle_routes(replica: Replica, prefix: str) -> list[Route]:
     """Both take `If-Match` with the store's revision, 0.0 where it is empty."""
     settle = _Settle(replica)
@@ -29,9 +34,10 @@ class _Settle:
         self._replica = replica
 
     async def restore(self, request: Request) -> Response:
-        body = await read_body(request, _SettleBody)
+        body = await read_body(request, _RestoreBody)
         author = author_of(request, body.reason, body.op_id)
-        return outcome_response(await self._replica.settlement.restore(author, if_match(request)))
+        outcome = await self._replica.settlement.restore(author, if_match(request), force=body.force)
+        return outcome_response(outcome)
 
     async def adopt(self, request: Request) -> Response:
         body = await read_body(request, _SettleBody)

@@ -10,8 +10,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
 import re
 import secrets
+import stat
+import threading
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +29,9 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
 """How often the file is looked at: as long as a token works after it was taken out."""
+HANG_S = 5.0
+"""After so long without an answer of its disk the file is in trouble."""
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 SIZE_LIMIT_BYTES = 1024 * 1024
 PREFIX = "turnout_"
 """Of the tokens made here, so that a scanner of leaked secrets can tell what one is."""
@@ -106,6 +113,11 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[object, object]:
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
+def _open(path: str, flags: int) -> int:
+    """Waits for no writer of a FIFO."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+
+
 class TokensFile:
     """The holders in the file, read again when it changes. What is damaged or gone leaves the last ones."""
 
@@ -122,7 +134,32 @@ class TokensFile:
         """In a thread, because the file may lie on a disk that hangs; requests never wait for it."""
         while True:
             await asyncio.sleep(LOOK_S)
-            await asyncio.to_thread(self.look)
+            await self._look_aside()
+
+    async def _look_aside(self) -> None:
+        """In a thread of its own that ends with the process: the loop's own are waited for at the exit."""
+        looked: Future[None] = Future()
+
+        def look() -> None:
+            looked.set_running_or_notify_cancel()
+            try:
+                self.look()
+            except Exception as error:
+                looked.set_exception(error)
+            else:
+                looked.set_result(None)
+
+        threading.Thread(target=look, name="turnout-tokens", daemon=True).start()
+        waiting = asyncio.wrap_future(looked)
+        try:
+            async with asyncio.timeout(HANG_S):
+                await asyncio.shield(waiting)
+        except TimeoutError:
+            self._note(
+                f"the tokens in {self._path} cannot be read: no answer for {HANG_S:g} s: "
+                "the tokens of before are in force"
+            )
+            await waiting
 
     def look(self) -> None:
         """One look at the file."""
@@ -140,7 +177,8 @@ class TokensFile:
     def _read(self) -> str:
         # Whole, and not by its times: a file that is replaced within a clock's tick looks unchanged.
         try:
-            with self._path.open("rb") as file:
+            with open(self._path, "rb", opener=_open) as file:
+                self._see_that_it_may_be_used(os.fstat(file.fileno()).st_mode)
                 raw = file.read(SIZE_LIMIT_BYTES + 1)
             if len(raw) > SIZE_LIMIT_BYTES:
                 raise TokensError(f"{self._path} is larger than {SIZE_LIMIT_BYTES} bytes")
@@ -148,6 +186,16 @@ class TokensFile:
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
             raise TokensError(f"the tokens in {self._path} cannot be read: {reason}") from None
+
+    def _see_that_it_may_be_used(self, mode: int) -> None:
+        """Raises `TokensError`."""
+        if not stat.S_ISREG(mode):
+            raise TokensError(f"the tokens in {self._path} cannot be read: it is no regular file")
+        if mode & OTHERS_WRITE:
+            raise TokensError(
+                f"the tokens in {self._path} are refused: others than its owner may write to it (mode "
+                f"{stat.S_IMODE(mode):04o}), and so make themselves a token: chmod go-w {self._path}"
+            )
 
     def _parsed(self, text: str) -> tuple[Holder, ...]:
         try:

@@ -59,7 +59,7 @@ class _Views:
         return json_response(self._with_rollback(document), etag=str(held.revision))
 
     async def status(self, _: Request) -> Response:
-        """This replica's standing and every live replica's acknowledgement."""
+        """This replica's standing, and every replica's acknowledgement; LOST of who has fallen silent."""
         replica = self._replica
         complete = True
         try:

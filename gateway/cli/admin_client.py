@@ -23,13 +23,21 @@ class AdminClient:
     """Calls one gateway. Every method raises only `AdminError`."""
 
     def __init__(self, url: str, token: str, transport: httpx.BaseTransport | None = None) -> None:
-        self._url = url
+        self._shown = _without_userinfo(url)
         headers = {"turnout-actor": f"{_user()}@{socket.gethostname()}"}
-        if token:
-            headers["authorization"] = f"Bearer {token}"
-        self._http = httpx.Client(
-            base_url=f"{url}/api/v1", headers=headers, timeout=TIMEOUT_S, transport=transport, trust_env=False
-        )
+        if token := token.strip():
+            headers["authorization"] = f"Bearer {_checked(token)}"
+        try:
+            self._http = httpx.Client(
+                base_url=f"{url}/api/v1",
+                headers=headers,
+                timeout=TIMEOUT_S,
+                transport=transport,
+                trust_env=False,
+            )
+        except (httpx.InvalidURL, ValueError):
+            # Without the library's words: they may cite what stands where a password does.
+            raise AdminError(f"--admin: {self._shown} is no URL: write http://HOST:PORT") from None
 
     def get(self, path: str, **params: Any) -> Any:
         return self._call("GET", path, params=params)
@@ -72,9 +80,26 @@ class AdminClient:
     def _unreachable(self, error: httpx.HTTPError) -> AdminError:
         reason = "it did not answer in time" if isinstance(error, httpx.TimeoutException) else str(error)
         return AdminError(
-            f"no gateway at {self._url}: {reason}. Start one with: turnout serve, "
+            f"no gateway at {self._shown}: {reason}. Start one with: turnout serve, "
             "or name it with --admin or TURNOUT_ADMIN"
         )
+
+
+def _checked(token: str) -> str:
+    """The token, which goes into a header. Raises `AdminError`, which does not cite it."""
+    if all("!" <= sign <= "~" for sign in token):
+        return token
+    raise AdminError(
+        "TURNOUT_ADMIN_TOKEN is no token: it has a space, a line's end or another sign in it that is not printable "
+        "ASCII. Make one with: turnout token NAME --role ROLE"
+    )
+
+
+def _without_userinfo(url: str) -> str:
+    """As it may be shown: whoever writes a password into a URL does not want it in a terminal's log."""
+    before, at, rest = url.rpartition("@")
+    scheme = before.partition("://")[0] + "://" if "://" in before else ""
+    return scheme + rest if at else url
 
 
 def segment(name: str) -> str:

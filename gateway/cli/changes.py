@@ -128,6 +128,9 @@ def allow(
 
 
 @click.command()
+@click.option(
+    "--force", is_flag=True, help="Also where another replica holds later changes: they are undone."
+)
 @_REASON
 @_REVISION
 @_WAIT
@@ -135,10 +138,17 @@ def allow(
 @_OUTPUT
 @click.pass_obj
 def restore(
-    admin: AdminClient, reason: str, revision: str | None, wait: bool, timeout: float, output: str
+    admin: AdminClient,
+    force: bool,
+    reason: str,
+    revision: str | None,
+    wait: bool,
+    timeout: float,
+    output: str,
 ) -> int:
     """Give the store what this replica holds, after the store lost it. Every replica takes it."""
-    document = admin.send("POST", "/restore", {"reason": reason}, revision=revision)
+    body = {"reason": reason, "force": force}
+    document = admin.send("POST", "/restore", body, revision=revision)
     _show_outcome(document, output)
     return _settle(admin, document, wait, timeout, output)
 
@@ -270,8 +280,9 @@ def wait_for_all(
 ) -> list[str]:
     """Polls the acknowledgements; returns who has not applied the revision, empty when everybody has.
 
-    Everybody is who was live at any time of the wait: a replica that freezes fades from the store's list, and
-    is behind all the same. `denies_only`: the revision is a rollback's, which may be in force ahead of its document.
+    Everybody is who was named at any time of the wait, and LOST is who froze or died in the ten minutes before
+    it: silent, it may answer by what it had, so it is behind. `denies_only`: the revision is a rollback's, which
+    may be in force ahead of its document.
     """
     deadline = time.monotonic() + timeout_s
     awaited: dict[str, dict[str, Any]] = {}
@@ -303,7 +314,7 @@ def _has(member: dict[str, Any], revision: Revision, denies_only: bool) -> bool:
 def _behind(member: dict[str, Any], *, live: bool) -> str:
     workers = f"{member['workers_ok']} of {member['workers_total']} workers"
     text = f"{member['replica']} is at {member['revision']}, {workers}"
-    text += "" if live else ", and has fallen silent"
+    text += "" if live else ", and is gone"
     return f"{text} ({member['error']})" if member["error"] else text
 
 

@@ -9,6 +9,7 @@ import msgspec
 
 from gateway.control.deliver import Deliverer
 from gateway.control.divergence import DIVERGED, explain
+from gateway.control.member import is_live
 from gateway.control.store import Conflict, Store, StoreDiverged, StoreUnavailable
 from gateway.routing.state import EMPTY, InForce, Revision, StateError
 
@@ -44,7 +45,7 @@ class Committing:
             raise StoreDiverged(explain(verdict, held, stored))
         if stored is not None:
             return stored
-        others = [member for member in await self._store.members() if member.epoch]
+        others = [member for member in await self._store.members() if member.epoch and is_live(member)]
         if others:
             raise StoreDiverged(
                 f"the store is empty, and {others[0].replica} holds revision {others[0].epoch}.{others[0].rev}: "

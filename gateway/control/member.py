@@ -8,6 +8,20 @@ from gateway.control.store import Member
 
 FADES_S = 15
 """A replica that has not reported for this long is not live."""
+LOST_S = 600
+"""For so long it is named all the same: it may be frozen or cut off, and go on answering by what it had."""
+LOST = "LOST"
+"""Its status then; `error` says for how long it has been silent."""
+
+
+def is_live(member: Member) -> bool:
+    """Whether it reported lately."""
+    return member.status != LOST
+
+
+def lost(member: Member, silent_s: int) -> Member:
+    """What it said last, as of one that says nothing any more."""
+    return msgspec.structs.replace(member, status=LOST, error=f"silent for {silent_s} s")
 
 
 class AppliedClock:

@@ -7,7 +7,7 @@ Keys, under one hash tag so that they share a slot: `{turnout:<namespace>}` and
     :log        STREAM, one entry a change; also what wakes the readers
     :signals    STREAM of rollback requests from outside
     :ops        ZSET op_id by rev: a retried write is answered with its first revision
-    :ack:<replica>  HASH with a time to live, and :members, a ZSET by the server's time
+    :ack:<replica>  HASH with a time to live, and :members, a ZSET by when each reported, 0 where it left
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import msgspec
 
 from gateway.control import redis_scripts
 from gateway.control.chain import encode_changes, told_sha256
-from gateway.control.member import FADES_S, AppliedClock
+from gateway.control.member import FADES_S, LOST_S, AppliedClock, lost
 from gateway.control.redis_address import parse_address
 from gateway.control.redis_connection import CALL_TIMEOUT_S, RedisConnections
 from gateway.control.redis_durability import durable
@@ -179,25 +179,30 @@ class RedisStore:
             await self._connections.script(
                 redis_scripts.REPORT,
                 [self._key(f"ack:{member.replica}"), self._key("members")],
-                [member.replica, FADES_S, self._applied.known_us(member), *pairs],
+                [member.replica, LOST_S, self._applied.known_us(member), *pairs],
             )
         )
         self._applied.keep(member, applied_us)
         return applied_us
 
     async def leave(self) -> None:
-        # Long ago, which needs no right that a report does not need.
+        # Long ago, which needs no right that a report does not need: gone, and not lost.
         await self._connections.call(["ZADD", self._key("members"), 0, self._replica])
 
     async def members(self) -> list[Member]:
         async with self._connections.line() as line:
             all_of_them = ["ZRANGEBYSCORE", self._key("members"), "-inf", "+inf", "WITHSCORES"]
             now, scored = await line.call(["TIME"], all_of_them)
-            since_us = int(now[0]) * 1_000_000 + int(now[1]) - FADES_S * 1_000_000
-            names = [text(name) for name, us in fields(scored).items() if float(us) >= since_us]
+            now_us = int(now[0]) * 1_000_000 + int(now[1])
+            silent_s = {text(name): (now_us - float(us)) / 1e6 for name, us in fields(scored).items()}
+            names = [name for name, seconds in silent_s.items() if seconds <= LOST_S]
             found = await line.call(*(["HGETALL", self._key(f"ack:{name}")] for name in names))
-        live = (member_from(fields(flat)) for flat in found)
-        return [member for member in live if member is not None]
+        reports = {name: member_from(fields(flat)) for name, flat in zip(names, found, strict=True)}
+        return [
+            member if silent_s[name] <= FADES_S else lost(member, int(silent_s[name]))
+            for name, member in reports.items()
+            if member is not None
+        ]
 
     async def aclose(self) -> None:
         await self._connections.aclose()

@@ -113,7 +113,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     deny_n: int
     sha256: str
     status: str
-    """ACK, or NACK with `error`: the replica keeps the revision it names and refuses a later one."""
+    """ACK, or NACK with `error`: the replica keeps the revision it names and refuses a later one. LOST: this is what
+    it said last, and it has fallen silent since (see `member`)."""
     error: str = ""
     workers_ok: int
     workers_total: int
@@ -195,7 +196,7 @@ class Store(Protocol):
         """This replica goes on purpose: nobody waits for it any longer."""
 
     async def members(self) -> list[Member]:
-        """The live replicas."""
+        """The live replicas, and those that fell silent in the last ten minutes, as LOST."""
 
     async def aclose(self) -> None: ...
 

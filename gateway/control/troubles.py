@@ -34,7 +34,7 @@ REFUSALS = (Trouble.FORK, Trouble.REGRESSED, Trouble.DAMAGED)
 
 
 class Troubles:
-    """A line in the log when one begins, and one when it is over. `on_change` is told of both."""
+    """A line in the log when one begins, and one when it is over, of one level: who saw the one sees the other. `on_change` is told of both."""
 
     def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
         self._on_change = on_change
@@ -58,7 +58,7 @@ class Troubles:
         for kind in kinds:
             if self._texts.pop(kind, None) is not None:
                 if self._said.pop(kind, None):
-                    log.info("over: the store was %s", kind.value)
+                    log.warning("over: the store was %s", kind.value)
                 self._on_change()
 
     def expect(self, kind: Trouble, text: str) -> None:

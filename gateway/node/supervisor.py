@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import fcntl
 import logging
-import os
 import secrets
 import signal
 import socket
@@ -42,6 +41,7 @@ from gateway.node.condition import Condition
 from gateway.node.explicit_calls import ExplicitCalls
 from gateway.node.fetched import Fetched
 from gateway.node.flip_times import FlipTimes
+from gateway.node.identity import replica_name
 from gateway.node.listeners import at, bound_to, listener, reserved
 from gateway.node.pool import WorkerPool
 from gateway.node.reports import Reports
@@ -66,7 +66,7 @@ class Supervisor:
         check_settings(settings)
         self._settings = settings
         self._tokens = _tokens(settings)
-        self.replica = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.replica = replica_name(settings.state_dir)
         self.events = Events()
         self._mirror = settings.state_dir / "state.json"
         self._data = listener(settings.host, settings.port, "--port")
@@ -108,7 +108,8 @@ class Supervisor:
         )
         self.store = _store(settings, self.replica)
         self.exposures = Exposures(
-            _exposure_store(settings, self.replica),
+            # Counts errors from 0 in every life, so the name is another one in each.
+            _exposure_store(settings, f"{self.replica}-{secrets.token_hex(3)}"),
             self.deliverer,
             on_trip=lambda key, trip, count: self.operations.exceeded(key, trip, count),
         )

@@ -295,7 +295,7 @@ class TestWriting:
         )
         assert (restored.status_code, restored.json()["revision"]) == (200, "2.1")
         (line,) = await plane.store.history()
-        assert (line.type, line.actor, line.reason) == ("restore", "ann", "flushed")
+        assert (line.type, line.actor, line.reason) == ("restore", "ann", "flushed (continues 1.1)")
         assert (await admin.patch(f"{ROUTE}/weights", json=body)).json()["revision"] == "2.2"
 
     async def test_what_the_store_holds_is_adopted(

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,7 +91,9 @@ class TestTheFile:
         file.look()
         assert (self.names(file), file.trouble) == ([], "")
 
-    @pytest.mark.parametrize("damage", ["refused", "gone", "large", "a directory", "binary"])
+    @pytest.mark.parametrize(
+        "damage", ["refused", "gone", "large", "a directory", "binary", "a FIFO", "0664", "0602"]
+    )
     def test_what_is_damaged_leaves_the_last_ones_and_is_said_once(
         self, path: Path, damage: str, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -102,6 +108,11 @@ class TestTheFile:
             path.mkdir()
         elif damage == "binary":
             path.write_bytes(b"\xff")
+        elif damage == "a FIFO":
+            os.mkfifo(path)
+        elif damage.isdigit():
+            path.write_text(f"ann: {entry(B)}\n")
+            path.chmod(int(damage, 8))
         for _ in range(3):
             file.look()
         assert self.names(file) == ["pager"]
@@ -109,9 +120,64 @@ class TestTheFile:
         assert [record.levelno for record in caplog.records] == [logging.ERROR]
         if damage == "a directory":
             path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
         path.write_text(kept)
         file.look()
         assert (self.names(file), file.trouble) == (["pager"], "")
+
+    @pytest.mark.parametrize("mode", [0o640, 0o644, 0o400])
+    def test_others_may_read_it(self, path: Path, mode: int) -> None:
+        path.chmod(mode)
+        assert self.names(TokensFile(path)) == ["pager"]
+
+    def test_what_others_may_write_is_refused_with_the_remedy(self, path: Path) -> None:
+        path.chmod(0o660)
+        with pytest.raises(TokensError, match=rf"\(mode 0660\).*chmod go-w {path}"):
+            TokensFile(path)
+        os.mkfifo(path.with_name("fifo"))
+        with pytest.raises(TokensError, match="no regular file"):
+            TokensFile(path.with_name("fifo"))
+
+    def test_a_disk_that_hangs_is_said_and_holds_up_no_exit(self, path: Path) -> None:
+        """In a process of its own: what is waited for is its end."""
+        code = f"""
+import asyncio, threading
+from pathlib import Path
+from gateway.admin import tokens
+
+tokens.LOOK_S = tokens.HANG_S = 0.01
+
+class Hanging(tokens.TokensFile):
+    def look(self):
+        threading.Event().wait()
+
+async def main():
+    file = Hanging(Path({str(path)!r}))
+    run = asyncio.create_task(file.run())
+    while not file.trouble:
+        await asyncio.sleep(0.01)
+    run.cancel()
+    print(file.trouble)
+
+asyncio.run(main())
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert "no answer for" in done.stdout and "the tokens of before are in force" in done.stdout
+
+    async def test_it_is_looked_at_all_the_time(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("gateway.admin.tokens.LOOK_S", 0.01)
+        file = TokensFile(path)
+        run = asyncio.create_task(file.run())
+        for name in ("ann", "bob"):
+            path.write_text(f"{name}: {entry(B)}\n")
+            async with asyncio.timeout(10):
+                while self.names(file) != [name]:
+                    await asyncio.sleep(0.01)
+        run.cancel()
 
     def test_a_start_with_a_damaged_one_is_an_error(self, path: Path) -> None:
         path.write_text("nonsense")

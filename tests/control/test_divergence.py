@@ -10,7 +10,7 @@ import pytest
 
 from gateway.control.divergence import Divergence, Verdict, judge
 from gateway.control.redis_store import RedisStore
-from gateway.control.store import StoreDiverged
+from gateway.control.store import Conflict, StoreDiverged
 from gateway.control.troubles import Trouble
 from gateway.routing import change
 from gateway.routing.change import ChangeRefused
@@ -173,7 +173,7 @@ class TestAnEmptiedStore:
         history = await one.store.history()
         assert [(line.type, line.reason) for line in history] == [
             ("deny", "wrong digits"),
-            ("restore", "because"),
+            ("restore", "because (continues 1.1)"),
         ]
         stored = await one.store.read()
         assert stored is not None and stored.base == Revision(1, 1)
@@ -215,6 +215,42 @@ class TestAnEmptiedStore:
         with pytest.raises(ChangeRefused, match=r"at revision 1\.2, ahead of 1\.1 here"):
             await late.settlement.restore(author("r"))
         await in_both(two, (1, 2))
+
+    async def test_a_replica_that_is_behind_the_others_undoes_nothing(
+        self,
+        two: tuple[ControlPlane, ControlPlane],
+        replicas: Callable[[str], ControlPlane],
+        meddler: Meddler,
+    ) -> None:
+        """Thawed after the store lost everything, it cannot tell by the store how much it has missed."""
+        one, _ = two
+        late = replicas("late")
+        await late.deliverer.start(one.deliverer.held)
+        await soon(one.operations.weights("number", {"canary": 50}, author("w")))
+        await in_both(two, (1, 2))
+        meddler.empty()
+        await one.store.report(member("one", rev=2))
+        with pytest.raises(
+            ChangeRefused, match=r"replica one is at revision 1\.2, ahead of 1\.1 here.*--force"
+        ):
+            await late.settlement.restore(author("r"))
+        assert await one.store.read() is None
+        assert (await soon(late.settlement.restore(author("f"), force=True))).revision == "2.1"
+
+    async def test_where_all_agree_there_is_nothing_to_settle(
+        self, two: tuple[ControlPlane, ControlPlane]
+    ) -> None:
+        one, other = two
+        for settle in (one.settlement.restore, other.settlement.adopt):
+            with pytest.raises(ChangeRefused, match=r"agree on revision 1\.1: there is nothing to settle"):
+                await settle(author("r"))
+            with pytest.raises(Conflict):
+                await settle(author("r"), Revision(1, 7))
+        await other.store.report(msgspec.structs.replace(member("other"), status="NACK", error="fork"))
+        assert (await soon(one.settlement.adopt(author("r")))).revision == "2.1"
+        await in_both(two, (2, 1))
+        await other.store.report(msgspec.structs.replace(member("other"), epoch=2))
+        assert (await soon(one.settlement.adopt(author("r")))).revision == "2.1", "asked again"
 
     async def test_a_replica_that_holds_nothing_has_nothing_to_give(
         self, replicas: Callable[[str], ControlPlane]

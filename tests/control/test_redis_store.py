@@ -54,9 +54,27 @@ class TestRedisStore(StoreContract):
         await store.report(member("one"))
         await other.report(member("two", rev=7))
         assert sorted((m.replica, m.rev) for m in await store.members()) == [("one", 1), ("two", 7)]
-        assert 0 < int(str(self.plain.ttl(self.prefix + "ack:one"))) <= 15
+        assert 0 < int(str(self.plain.ttl(self.prefix + "ack:one"))) <= 600
         self.plain.hdel(self.prefix + "ack:two", "status")
         assert [m.replica for m in await store.members()] == ["one"], "an unreadable report is nobody's"
+
+    async def test_one_that_fell_silent_is_lost_for_ten_minutes(self, store: Store, other: Store) -> None:
+        """It may be frozen, and its workers answer by what they had: whoever waits must hear of it."""
+        await store.report(member("one"))
+        await other.report(member("two", rev=7))
+
+        def silent_since(seconds: int) -> None:
+            now_s = self.plain.time()[0]  # type: ignore[index]
+            self.plain.zadd(self.prefix + "members", {"two": (now_s - seconds) * 1_000_000})
+
+        silent_since(60)
+        _, two = sorted(await store.members(), key=lambda found: found.replica)
+        assert (two.replica, two.status, two.rev) == ("two", "LOST", 7)
+        assert two.error in ("silent for 60 s", "silent for 61 s")
+        silent_since(10)
+        assert {found.status for found in await store.members()} == {"ACK"}
+        silent_since(601)
+        assert [found.replica for found in await store.members()] == ["one"]
 
     async def test_a_signal_from_a_plain_client_is_seen(self, store: Store) -> None:
         await store.put(document(), EMPTY, author("a"), [])
