@@ -192,6 +192,8 @@ def _versions_by_route(words: tuple[str, ...], version: str | None) -> dict[str,
     routes: dict[str, str | None] = {}
     for word in words:
         name, equals, given = word.partition("=")
+        if "," in name:  # which is how a signal names several, and no route's name has one
+            raise click.BadParameter(f"{word!r}: separate routes with a space: {name.replace(',', ' ')}")
         if name in routes or not name or (equals and not given):
             problem = "is named twice" if name in routes else "is not ROUTE or ROUTE=VERSION"
             raise click.BadParameter(f"{word!r} {problem}")

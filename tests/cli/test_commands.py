@@ -90,6 +90,7 @@ def test_every_view_is_a_table_json_and_yaml(gateway: Gateway, arguments: tuple[
         (("rollback", "number=2", "--version", "2"), 1, "--version is for one route"),
         (("rollback", "number", "number=2"), 1, "'number=2' is named twice"),
         (("rollback", "number="), 1, "is not ROUTE or ROUTE=VERSION"),
+        (("rollback", "number,letter"), 1, "separate routes with a space: number letter"),
         (("rollback",), 1, "Missing argument"),
         (("token", "a b", "--role", "guard"), 1, "a name is letters"),
         (("token", "pager"), 1, "--role"),
