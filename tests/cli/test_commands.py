@@ -91,6 +91,12 @@ def test_every_view_is_a_table_json_and_yaml(gateway: Gateway, arguments: tuple[
         (("rollback", "number", "number=2"), 1, "'number=2' is named twice"),
         (("rollback", "number="), 1, "is not ROUTE or ROUTE=VERSION"),
         (("rollback",), 1, "Missing argument"),
+        (
+            ("rollback", "number", "--wait", "--timeout", "-1"),
+            1,
+            "-1 is no number of seconds: write 0 or more",
+        ),
+        (("apply", "-f", "/nowhere.yaml", "--timeout", "nan"), 1, "nan is no number of seconds"),
         (("token", "a b", "--role", "guard"), 1, "a name is letters"),
         (("token", "pager"), 1, "--role"),
         (("token", "pager", "--role", "god"), 1, "'god' is not one of"),
