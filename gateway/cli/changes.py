@@ -22,7 +22,17 @@ _REASON = click.option("--reason", default="", help="For the history.")
 _WAIT = click.option(
     "--wait", is_flag=True, help="Return when every live worker of every live replica has it."
 )
-_TIMEOUT = click.option("--timeout", type=float, default=30.0, show_default=True, help="Seconds for --wait.")
+
+
+def _seconds(_: click.Context, __: click.Parameter, value: float) -> float:
+    if not value >= 0:  # of no number this is not so either, and no time would ever be beyond it
+        raise click.BadParameter(f"{value:g} is no number of seconds: write 0 or more")
+    return value
+
+
+_TIMEOUT = click.option(
+    "--timeout", type=float, default=30.0, show_default=True, callback=_seconds, help="Seconds for --wait."
+)
 _REVISION = click.option("--revision", help="Refuse unless this revision is still in force.")
 
 
@@ -202,6 +212,8 @@ def _versions_by_route(words: tuple[str, ...], version: str | None) -> dict[str,
     routes: dict[str, str | None] = {}
     for word in words:
         name, equals, given = word.partition("=")
+        if "," in name:  # which is how a signal names several, and no route's name has one
+            raise click.BadParameter(f"{word!r}: separate routes with a space: {name.replace(',', ' ')}")
         if name in routes or not name or (equals and not given):
             problem = "is named twice" if name in routes else "is not ROUTE or ROUTE=VERSION"
             raise click.BadParameter(f"{word!r} {problem}")

@@ -129,7 +129,11 @@ RESTORE = (
     _COMMON
     + _ANSWER_KNOWN
     + """
-local whole = epoch and rev and string.match(epoch, '^%d+$') and string.match(rev, '^%d+$')
+-- As redis_values has it: what is damaged is 0.0 here and there.
+local function counts(text)
+  return text and string.match(text, '^%d+$') and tonumber(text) <= 9007199254740991
+end
+local whole = counts(epoch) and counts(rev)
 local now_epoch, now_rev = whole and epoch or '0', whole and rev or '0'
 if now_epoch ~= ARGV[5] or now_rev ~= ARGV[6] then return {'conflict', now_epoch, now_rev} end
 local base, doc, doc_sha, seen = ARGV[8], ARGV[9], ARGV[10], ARGV[11]

@@ -14,6 +14,9 @@ SIGNAL_FIELDS = 20
 SIGNAL_BYTES = 1024
 """Of one name or value of a signal; what is longer is cut."""
 
+REVISION_LIMIT = 2**53 - 1
+"""Of an epoch and of a rev: the scripts count in doubles, and beyond it one more is the same."""
+
 Fields = Mapping[bytes, bytes]
 
 
@@ -55,9 +58,14 @@ def decode_document(documents: Documents, document: bytes | None, sha256: bytes 
 
 def _revision(state: Fields) -> Revision:
     try:
-        return Revision.parse(f"{text(state.get(b'epoch', b''))}.{text(state.get(b'rev', b''))}")
+        revision = Revision.parse(f"{text(state.get(b'epoch', b''))}.{text(state.get(b'rev', b''))}")
     except ValueError as error:
         raise StateError(f"the state in Redis has no revision: {error}") from error
+    if max(revision) > REVISION_LIMIT:
+        raise StateError(
+            f"the state in Redis has revision {str(revision)[:80]}, beyond 2^53-1: it was edited by hand"
+        )
+    return revision
 
 
 def _sound(denies: Fields) -> tuple[dict[DenyKey, Deny], str]:
@@ -65,9 +73,13 @@ def _sound(denies: Fields) -> tuple[dict[DenyKey, Deny], str]:
     sound, damage = {}, ""
     for key, raw in denies.items():
         try:
-            sound[DenyKey.parse(text(key))] = _deny(key, raw)
+            sound[DenyKey.parse(text(key))] = deny = _deny(key, raw)
         except StateError as error:
             damage = damage or str(error)
+            continue
+        if deny.rev > REVISION_LIMIT:
+            # It denies all the same: so does one that was written while the state's revision is damaged.
+            damage = damage or f"deny {text(key)[:200]!r} in Redis has revision {deny.rev}, beyond 2^53-1"
     return sound, damage
 
 
@@ -90,11 +102,12 @@ def history_record(fields: Fields) -> HistoryRecord | None:
 def member_from(fields: Fields) -> Member | None:
     """None for a report that has faded or that nobody here has written."""
     try:
-        return msgspec.convert(
+        member = msgspec.convert(
             {text(name): text(value) for name, value in fields.items()}, Member, strict=False
         )
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
+    return member if max(member.epoch, member.rev) <= REVISION_LIMIT else None
 
 
 def signal(id_: bytes | str, fields: Fields) -> Signal:

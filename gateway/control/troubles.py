@@ -34,7 +34,10 @@ REFUSALS = (Trouble.FORK, Trouble.REGRESSED, Trouble.DAMAGED)
 
 
 class Troubles:
-    """A line in the log when one begins, and one when it is over, of one level: who saw the one sees the other. `on_change` is told of both."""
+    """A line in the log when one begins, and one when it is over, of one level: who saw the one sees the other.
+
+    `on_change` is told of both.
+    """
 
     def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
         self._on_change = on_change

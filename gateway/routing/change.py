@@ -110,6 +110,10 @@ def named_routes(routes: str, versions: str = "") -> dict[str, str | None]:
     names = [name.strip() for name in routes.split(",")]
     if len(names) == 1:
         return {names[0]: versions or None}
+    if "" in names:
+        raise ChangeRefused(
+            f"the routes {routes[:140]!r} name an empty one: write one comma between two routes"
+        )
     if len(set(names)) < len(names):
         raise ChangeRefused(f"the routes {routes[:140]!r} name one of them twice")
     given = [version.strip() or None for version in versions.split(",")] if versions else [None] * len(names)

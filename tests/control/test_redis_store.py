@@ -374,14 +374,34 @@ class TestRedisStore(StoreContract):
         assert stored is not None and set(stored.denies) == {BAD, WORSE}
         assert stored.denies[WORSE].rev == 1
 
-    async def test_an_unreadable_revision_is_mended_as_if_the_store_were_empty(self, store: Store) -> None:
+    @pytest.mark.parametrize("name", ["epoch", "rev"])
+    @pytest.mark.parametrize("value", ["many", "9007199254740992", "9" * 400, "9" * 5000])
+    async def test_an_unreadable_revision_is_mended_as_if_the_store_were_empty(
+        self, store: Store, name: str, value: str
+    ) -> None:
         await store.put(document(), EMPTY, author("a"), [])
-        self.plain.hset(self.prefix + "state", "rev", "many")
+        self.plain.hset(self.prefix + "state", name, value)
         with pytest.raises(DamagedState) as damaged:
             await store.read()
         assert damaged.value.revision == EMPTY
         assert await store.restore(holding(Revision(1, 1)), EMPTY, author("b"), []) == Revision(2, 1)
         assert await store.read() is not None
+
+    async def test_beyond_what_a_double_counts_is_damaged_and_denies_all_the_same(self, store: Store) -> None:
+        await store.put(document(), EMPTY, author("a"), [])
+        self.plain.hset(self.prefix + "state", "rev", str(2**53 - 1))
+        held = await store.read()
+        assert held is not None and held.revision == (1, 2**53 - 1)
+        await store.deny({BAD: "2"}, author("b"), [])
+        with pytest.raises(DamagedState, match=r"beyond 2\^53-1") as damaged:
+            await store.read()
+        assert set(damaged.value.denies) == {BAD}
+        self.plain.hset(self.prefix + "state", "rev", "7")
+        with pytest.raises(DamagedState, match=r"deny 'fraud.*beyond 2\^53-1") as damaged:
+            await store.read()
+        assert set(damaged.value.denies) == {BAD}
+        await store.report(member("one", rev=2**53))
+        assert await store.members() == []
 
     async def test_a_signal_to_an_emptied_store_is_seen_and_comes_once(
         self, store: Store, monkeypatch: pytest.MonkeyPatch

@@ -85,6 +85,12 @@ class TestInTheStream:
                 "2 routes and 1 ver",
             ),
             ({"action": "rollback"}, "reject", "no route ''"),
+            (
+                {"action": "rollback", "route": ","},
+                "reject",
+                "the routes ',' name an empty one: write one comma",
+            ),
+            ({"action": "rollback", "route": "number,"}, "reject", "the routes 'number,' name an empty one"),
             ({"action": "explode", "route": "number"}, "reject", "action 'explode' is not known"),
             ({"": ""}, "reject", "action '' is not known"),
             ({"alerts": '[{"labels": {"route": "number"}}]'}, "reject", "action '' is not known"),
