@@ -33,9 +33,9 @@ async def test_weights(both: httpx.AsyncClient, plane: ControlPlane) -> None:
 
 
 async def test_a_rollback(both: httpx.AsyncClient, plane: ControlPlane) -> None:
-    answer = await both.post("/rollback", json={"routes": {"number": None, "letter": "1"}, "reason": "5xx"})
+    answer = await both.post("/rollback", json={"routes": {"number": None, "letter": "2"}, "reason": "5xx"})
     assert answer.status_code == 200
-    message = "number: version 2 is denied; letter: version 1 is denied"
+    message = "number: version 2 is denied; letter: version 2 is denied"
     assert (answer.json()["message"], answer.json()["revision"]) == (message, "1.2")
     line = (await plane.store.history())[0]
     assert ([change["route"] for change in line.changes], line.reason) == (["letter", "number"], "5xx")
