@@ -7,6 +7,7 @@ import contextlib
 
 import msgspec
 
+from gateway.control.comparison import Comparison
 from gateway.control.deliver import Deliverer
 from gateway.control.divergence import DIVERGED, explain
 from gateway.control.member import is_live
@@ -35,6 +36,7 @@ class Committing:
     def __init__(self, store: Store, deliverer: Deliverer) -> None:
         self._store = store
         self._deliverer = deliverer
+        self._comparison = Comparison(store, deliverer)
 
     async def current(self) -> InForce:
         """What a change begins with. Raises `StoreDiverged`: a change must not decide by the way who is right."""
@@ -65,11 +67,11 @@ class Committing:
         # It is committed: where it cannot be read back now, the reader will.
         with contextlib.suppress(StoreUnavailable, StateError):
             held = self._deliverer.newest
-            stored = await self._store.read()
+            stored, lifted = await self._comparison.read(thorough=True)
             # Where something newer came to be held meanwhile, this would look like a loss.
             newer = stored is not None and stored.revision >= max(revision, held.revision)
             if newer and self._deliverer.newest.revision <= held.revision:
-                self._deliverer.offer(stored)
+                self._deliverer.offer(stored, lifted)
 
 
 def expect_revision(held: InForce, expect: Revision | None) -> None:

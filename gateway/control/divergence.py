@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -75,20 +75,23 @@ def left_the_line(held: InForce, records: Iterable[HistoryRecord]) -> bool:
     )
 
 
-def other_changes(held: InForce, records: Iterable[HistoryRecord]) -> bool:
+def other_changes(held: InForce, records: Sequence[HistoryRecord]) -> bool:
     """Whether the store came by another change under the revision that is held: of denies, where the document is
     the same. Refused signals are lines of that revision as well, so the head that is held may be any of theirs.
     """
     heads = {record.head for record in records if (record.epoch, record.rev) == held.revision}
-    return bool(held.head and heads - {""}) and held.head not in heads
+    # All of its lines must be there: the one that is held may be older than a flood of refusals.
+    whole = any((record.epoch, record.rev) < held.revision for record in records)
+    return whole and bool(held.head and heads - {""}) and held.head not in heads
 
 
-def lifted_since(held: InForce, records: Iterable[HistoryRecord]) -> set[str] | None:
-    """The routes of which denies were lifted after the revision that is held; None where a line does not say."""
+def lifted_since(held: InForce, records: Sequence[HistoryRecord]) -> set[str] | None:
+    """The routes of which denies were lifted after the revision that is held; None where the history does not
+    reach back to that, or a line does not say of which. A restore lifts none."""
+    if not any((record.epoch, record.rev) <= held.revision for record in records):
+        return None
     lifts = [
-        record
-        for record in records
-        if record.type in ("undeny", "restore") and (record.epoch, record.rev) > held.revision
+        record for record in records if record.type == "undeny" and (record.epoch, record.rev) > held.revision
     ]
     if not all(record.changes for record in lifts):
         return None
@@ -148,10 +151,13 @@ class Divergence:
         if self._apart or self._denies_apart:
             # Revisions of two lines do not compare; what was in the store's since, was lifted there.
             return key not in self._met
+        if stored.revision.epoch == held.revision.epoch and deny.rev > stored.revision.rev:
+            return True
+        if lifted is not None:
+            # By hand, in a fail-over, by a server that was short of memory: nobody lifts a deny without a line.
+            return key.route not in lifted
         if stored.revision.epoch == held.revision.epoch:
-            # By hand, or by a server that was short of memory: nobody lifts a deny without a line of the history.
-            taken_away = lifted is not None and key.route not in lifted
-            return deny.rev > stored.revision.rev or taken_away
+            return False
         # An epoch that continues this one knew all up to its base. Of any other nobody here can say what it
         # knew, and a deny too many is the safe side.
         return stored.base.epoch != held.revision.epoch or deny.rev > stored.base.rev

@@ -12,19 +12,18 @@ from contextlib import aclosing, suppress
 
 import msgspec
 
+from gateway.control.comparison import Comparison
 from gateway.control.deliver import Deliverer
-from gateway.control.divergence import Finding, Verdict, explain, left_the_line, lifted_since, other_changes
+from gateway.control.divergence import Finding, Verdict, explain
 from gateway.control.events import Events
 from gateway.control.operations import Operations
-from gateway.control.store import Author, HistoryRecord, Signal, Store, StoreError, StoreRefused
+from gateway.control.store import Author, Signal, Store, StoreError, StoreRefused
 from gateway.control.troubles import REFUSALS, Trouble, Troubles
 from gateway.routing.state import DamagedState, Deny, DenyKey, InForce, Revision, StateError
 
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
-LINES_COMPARED = 1000
-"""Of the history, after the connection was lost: whether what is newer follows from what is held."""
 
 _KINDS = {
     Verdict.FORK: Trouble.FORK,
@@ -39,6 +38,7 @@ class Reader:
     def __init__(self, store: Store, deliverer: Deliverer, operations: Operations, events: Events) -> None:
         self._store = store
         self._deliverer = deliverer
+        self._comparison = Comparison(store, deliverer)
         self._operations = operations
         self._events = events
         self.troubles = Troubles(self._tell)
@@ -82,11 +82,12 @@ class Reader:
     async def synchronise(self) -> None:
         """One comparison with the store, and what follows from it. Raises `StoreUnavailable`."""
         try:
-            stored, lifted = await self._read()
+            stored, lifted = await self._comparison.read(thorough=self._reconnected)
         except StateError as error:
             self._heard()
             await self._keep_out(error)
             return
+        self._reconnected = False
         self._heard()
         self.troubles.end(Trouble.DAMAGED)
         held = self._deliverer.newest
@@ -96,35 +97,6 @@ class Reader:
             # Not into a fork: it would become the higher revision by that, and be taken elsewhere.
             await self._publish(finding.lost, stored)
         self.reached.set()
-
-    async def _read(self) -> tuple[InForce | None, set[str] | None]:
-        """As `Store.read`, at a time when nothing newer came to be held here: that would look like a loss. And of
-        which routes denies were lifted since what is held, where that is the question."""
-        while True:
-            held = self._deliverer.newest
-            stored = await self._store.read()
-            fewer = stored is not None and not held.denies.keys() <= stored.denies.keys()
-            asked = self._reconnected or fewer
-            lines = await self._lines_since(held, stored) if asked else None
-            if self._deliverer.newest is held:
-                self._reconnected = False
-                if lines is None:
-                    return stored, None
-                if left_the_line(held, lines):
-                    self._deliverer.divergence.part()
-                if other_changes(held, lines):
-                    self._deliverer.divergence.part_denies()
-                return stored, lifted_since(held, lines)
-
-    async def _lines_since(self, held: InForce, stored: InForce | None) -> list[HistoryRecord] | None:
-        """What shows whether the store lost writes and went on past them while nobody looked, as in a fail-over."""
-        if stored is None or stored.revision.epoch != held.revision.epoch:
-            return None
-        behind = stored.revision.rev - held.revision.rev
-        if not 0 <= behind < LINES_COMPARED:
-            return None
-        # Refused signals are lines, too, and have no revision of their own.
-        return await self._store.history(min(2 * behind + 20, LINES_COMPARED))
 
     async def _unwatched(self, error: StoreError) -> None:
         """The watch ended. Where only the streams are at fault, the state is looked at all the same."""
@@ -201,7 +173,7 @@ class Reader:
         if lost:
             log.info("published %d denies that the store did not have", len(lost))
             with suppress(StateError):
-                self._deliverer.offer(*await self._read())
+                self._deliverer.offer(*await self._comparison.read(thorough=False))
 
     def _heard(self) -> None:
         self.troubles.end(Trouble.UNREACHABLE)
