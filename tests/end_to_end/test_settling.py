@@ -58,7 +58,7 @@ def test_wait_names_a_replica_that_is_frozen(two: tuple[Gateway, Gateway]) -> No
     for pid in frozen:
         os.kill(pid, signal.SIGSTOP)
     try:
-        done = here.turnout("rollback", "number", "--wait", "--timeout", "1.5")
+        done = here.turnout("rollback", "number", "--wait", "--timeout", "6")
         # It is no live member after a while, and is waited for all the same.
         long = here.turnout("allow", "number", "2", "--wait", "--timeout", "18")
     finally:
@@ -77,7 +77,7 @@ def test_wait_names_a_replica_with_a_frozen_worker(two: tuple[Gateway, Gateway])
     frozen = there.worker_pids()[0]
     os.kill(frozen, signal.SIGSTOP)
     try:
-        done = here.turnout("rollback", "number", "--wait", "--timeout", "1.5")
+        done = here.turnout("rollback", "number", "--wait", "--timeout", "6")
     finally:
         os.kill(frozen, signal.SIGCONT)
     assert done.returncode == 4, done.stdout
