@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,12 @@ def rollback(
     body = {"routes": _versions_by_route(routes, version), "reason": reason}
     document = admin.send("POST", "/rollback", body)
     _show_outcome(document, output)
-    return _settle(admin, document, wait, timeout, output, denies_only=True)
+
+    def again() -> dict[str, Any]:
+        repeated: dict[str, Any] = admin.send("POST", "/rollback", body)
+        return repeated
+
+    return _settle(admin, document, wait, timeout, output, rollback=again)
 
 
 @click.command()
@@ -268,17 +274,31 @@ def _settle(
     timeout_s: float,
     output: str,
     *,
-    denies_only: bool = False,
+    rollback: Callable[[], dict[str, Any]] | None = None,
 ) -> int:
-    """With --wait: 0 when everybody has it, else 4 and the names of those who have not."""
+    """With --wait: 0 when everybody has it, else 4 and the names of those who have not, or 1 where nobody has any more.
+
+    `rollback` asks for it once more, if it was one: what is denied already is answered with its revision.
+    """
     if not document.get("published", True):
         if wait:
             fail("only this replica has it: the store has not heard of it (turnout status says why)")
         return 4 if wait else 0
     if not wait:
         return 0
-    revision = Revision.parse(document["revision"].partition("+")[0])
-    behind = wait_for_all(admin, revision, timeout_s, denies_only=denies_only)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        revision = Revision.parse(document["revision"].partition("+")[0])
+        try:
+            behind = wait_for_all(admin, revision, deadline, denies_only=rollback is not None)
+            break
+        except ChangeLost as error:
+            if rollback is None or time.monotonic() > deadline:
+                fail(str(error))
+                return 1
+            document = rollback()
+            if not document.get("published", True):
+                time.sleep(_POLL_S)
     if behind:
         fail(f"not everywhere after {timeout_s:g} s: {'; '.join(behind)}")
         return 4
@@ -287,21 +307,25 @@ def _settle(
     return 0
 
 
+class ChangeLost(Exception):
+    """A loss of the store's primary has undone a change that was not durable."""
+
+
 def wait_for_all(
-    admin: AdminClient, revision: Revision, timeout_s: float, *, denies_only: bool = False
+    admin: AdminClient, revision: Revision, deadline: float, *, denies_only: bool = False
 ) -> list[str]:
     """Polls the acknowledgements; returns who has not applied the revision, empty when everybody has.
 
     Everybody is who was named at any time of the wait, and LOST is who froze or died in the ten minutes before
     it: silent, it may answer by what it had, so it is behind. `denies_only`: the revision is a rollback's, which
-    may be in force ahead of its document.
+    may be in force ahead of its document. `deadline` is by the monotonic clock. Raises `ChangeLost`.
     """
-    deadline = time.monotonic() + timeout_s
     awaited: dict[str, dict[str, Any]] = {}
     while True:
         try:
             document = admin.get("/status")
             live = {member["replica"]: member for member in document["members"]}
+            _see_that_it_is_not_lost(live.values(), revision)
             awaited |= live
             lacking = [member for member in awaited.values() if not _has(member, revision, denies_only)]
             behind = [_behind(member, live=member["replica"] in live) for member in lacking]
@@ -319,8 +343,23 @@ def wait_for_all(
 def _has(member: dict[str, Any], revision: Revision, denies_only: bool) -> bool:
     """What a replica with another document says of revisions (a NACK), says nothing of this one."""
     ahead = member["denies_rev"] if denies_only else 0
-    applied = (member["epoch"], max(member["rev"], ahead)) >= revision
+    applied = (member["epoch"], max(member["rev"], ahead)) >= revision and not _lacks(member, revision)
     return bool(applied and member["status"] == "ACK" and member["workers_ok"] == member["workers_total"])
+
+
+def _lacks(member: dict[str, Any], revision: Revision) -> bool:
+    """Whether what it holds continues what was before the revision: a later one that does not have it."""
+    base = Revision.parse(member.get("base") or "0.0")
+    return bool(member["epoch"] > revision.epoch == base.epoch and base < revision)
+
+
+def _see_that_it_is_not_lost(members: Iterable[dict[str, Any]], revision: Revision) -> None:
+    for member in members:
+        if _lacks(member, revision):
+            raise ChangeLost(
+                f"revision {revision} was lost with the store's primary: {member['replica']} is at "
+                f"{member['revision']}, which continues {member['base']}. Make the change again"
+            )
 
 
 def _behind(member: dict[str, Any], *, live: bool) -> str:

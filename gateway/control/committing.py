@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 
 import msgspec
 
+from gateway.control.carry_over import CarryOver
 from gateway.control.comparison import Comparison
 from gateway.control.deliver import Deliverer
 from gateway.control.divergence import DIVERGED, explain
 from gateway.control.member import is_live
-from gateway.control.store import Conflict, Store, StoreDiverged, StoreUnavailable
-from gateway.routing.state import EMPTY, InForce, Revision, StateError
+from gateway.control.store import (
+    Author,
+    Changes,
+    Committed,
+    Conflict,
+    Store,
+    StoreBehind,
+    StoreDiverged,
+    StoreUnavailable,
+)
+from gateway.routing.state import EMPTY, DenyKey, InForce, Revision, StateError
 
 RING_GRACE_S = 2.0
 """How long a change waits for this replica's workers before it is reported; a worker that hangs, or a long
@@ -37,11 +48,14 @@ class Committing:
         self._store = store
         self._deliverer = deliverer
         self._comparison = Comparison(store, deliverer)
+        self._carry_over = CarryOver(store, deliverer)
 
     async def current(self) -> InForce:
         """What a change begins with. Raises `StoreDiverged`: a change must not decide by the way who is right."""
-        held = self._deliverer.newest
         stored = await self._store.read()
+        if await self._carry_over.give_back(stored):
+            stored = await self._store.read()
+        held = self._deliverer.newest
         verdict = self._deliverer.divergence.judge(held, stored)
         if verdict in DIVERGED:
             raise StoreDiverged(explain(verdict, held, stored))
@@ -54,6 +68,15 @@ class Committing:
                 "give it to the store with turnout restore there"
             )
         return EMPTY
+
+    async def deny(self, denies: Mapping[DenyKey, str], author: Author, changes: Changes) -> Committed:
+        """As `Store.deny`, also where it is the first change after a fail-over that lost others."""
+        try:
+            return await self._store.deny(denies, author, changes)
+        except StoreBehind:
+            if not await self._carry_over.give_back(await self._store.read()):
+                raise
+        return await self._store.deny(denies, author, changes)
 
     async def deliver(self, revision: Revision) -> None:
         """Returns when the revision is in force here, or was refused, or takes longer than anybody waits."""

@@ -21,8 +21,8 @@ class Comparison:
         self._deliverer = deliverer
 
     async def read(self, *, thorough: bool) -> tuple[InForce | None, set[str] | None]:
-        """As `Store.read`, at a time when nothing newer came to be held here: that would look like a loss. And of
-        which routes denies were lifted since what is held; None where the history does not say, or nobody asks.
+        """As `Store.read`, at a time when nothing newer came to be held here: that would look like a loss. And
+        which denies were lifted since what is held; None where the history does not say, or nobody asks.
 
         `thorough`: the store may have lost writes, and gone on past them, since it was looked at last.
         """

@@ -86,8 +86,9 @@ def other_changes(held: InForce, records: Sequence[HistoryRecord]) -> bool:
 
 
 def lifted_since(held: InForce, records: Sequence[HistoryRecord]) -> set[str] | None:
-    """The routes of which denies were lifted after the revision that is held; None where the history does not
-    reach back to that, or a line does not say of which. A restore lifts none."""
+    """Which denies were lifted after the revision that is held, each as its key's text; a route alone stands for all
+    of its. None where the history does not reach back to that, or a line does not say of which. A restore lifts
+    none."""
     if not any((record.epoch, record.rev) <= held.revision for record in records):
         return None
     lifts = [
@@ -95,7 +96,13 @@ def lifted_since(held: InForce, records: Sequence[HistoryRecord]) -> set[str] | 
     ]
     if not all(record.changes for record in lifts):
         return None
-    return {change["route"] for record in lifts for change in record.changes}
+    return {
+        name
+        for record in lifts
+        for change in record.changes
+        # Earlier releases did not write down which.
+        for name in change.get("lifted", [change["route"]])
+    }
 
 
 class Divergence:
@@ -106,6 +113,11 @@ class Divergence:
         self._apart = False
         self._denies_apart = False
         self._met: set[DenyKey] = set()
+
+    @property
+    def apart(self) -> bool:
+        """Whether the store's line may be another than this replica's."""
+        return self._apart or self._denies_apart
 
     def part(self) -> None:
         """What the store has in this epoch is not what comes after the revision that is held."""
@@ -119,8 +131,8 @@ class Divergence:
         return judge(held, stored, apart=self._apart)
 
     def look(self, held: InForce, stored: InForce | None, lifted: Collection[str] | None = None) -> Finding:
-        """As `judge`, and remembers it. `lifted`: the routes of which denies were lifted since what is held, by
-        the store's history; None where it was not asked."""
+        """As `judge`, and remembers it. `lifted`: as `lifted_since` found in the store's history; None where it was
+        not asked."""
         self.verdict = verdict = self.judge(held, stored)
         # A store that went back goes on from there, and by its revision will look newer than what it lost.
         self._denies_apart |= verdict in DIVERGED
@@ -148,14 +160,14 @@ class Divergence:
         """Whether the store never had this deny, or lost it; else somebody has lifted it there."""
         if deny.rev == 0:
             return True
-        if self._apart or self._denies_apart:
+        if self.apart:
             # Revisions of two lines do not compare; what was in the store's since, was lifted there.
             return key not in self._met
         if stored.revision.epoch == held.revision.epoch and deny.rev > stored.revision.rev:
             return True
         if lifted is not None:
             # By hand, in a fail-over, by a server that was short of memory: nobody lifts a deny without a line.
-            return key.route not in lifted
+            return str(key) not in lifted and key.route not in lifted
         if stored.revision.epoch == held.revision.epoch:
             return False
         # An epoch that continues this one knew all up to its base. Of any other nobody here can say what it

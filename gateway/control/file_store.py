@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
-import os
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -15,6 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from gateway.control import state_file
+from gateway.control.file_lock import locked
 from gateway.control.history_file import HistoryFile
 from gateway.control.member import FADES_S, AppliedClock
 from gateway.control.store import (
@@ -34,14 +33,11 @@ from gateway.routing.state import DamagedState, Deny, DenyKey, InForce, Revision
 
 STATE_NAME = "state.json"
 HISTORY_NAME = "history.jsonl"
-LOCK_NAME = "lock"
 
 POLL_S = 0.25
 """How often `watch` looks whether another process replaced the file. Its own commits it sees at once."""
 COMPARE_S = 5.0
 """How often `watch` yields without a cause: who follows the store then knows that it is still there."""
-LOCK_TIMEOUT_S = 5.0
-LOCK_RETRY_S = 0.005
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -125,6 +121,11 @@ class FileStore:
             return _Step("restore", first, revision)
 
         return await self._commit(step, author, changes, mends=True)
+
+    async def carry_over(
+        self, held: InForce, expect: Revision, author: Author, changes: Changes, *, known_epoch: int = 0
+    ) -> None:
+        """A file has no fail-overs."""
 
     async def deny(self, denies: Mapping[DenyKey, str], author: Author, changes: Changes) -> Committed:
         def step(held: InForce | None) -> _Step:
@@ -340,16 +341,11 @@ class FileStore:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(self._directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            _lock(handle, self._directory)
+        with locked(self._directory):
             if not self._swept:
                 state_file.sweep(self._state_path)
                 self._swept = True
             yield
-        finally:
-            os.close(handle)  # releases the lock too
 
     @contextmanager
     def _mapped(self) -> Iterator[None]:
@@ -364,21 +360,6 @@ class FileStore:
 
 async def _one_page(lines: Sequence[Line]) -> AsyncGenerator[Sequence[Line], None]:
     yield lines
-
-
-def _lock(handle: int, directory: Path) -> None:
-    until = time.monotonic() + LOCK_TIMEOUT_S
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise StoreUnavailable(
-                    f"another process has held the lock {directory / LOCK_NAME} for {LOCK_TIMEOUT_S:g} s"
-                ) from None
-            time.sleep(LOCK_RETRY_S)
-        else:
-            return
 
 
 def _explain(directory: Path, error: OSError) -> str:

@@ -205,7 +205,7 @@ class Operations:
         if self._exposures is not None:
             # First: were the deny lifted with the old count in force, its limit would trip again.
             await self._exposures.restart(keys)
-        revision = await self._store.undeny(keys, author, change.summary(held, after))
+        revision = await self._store.undeny(keys, author, change.lifting(held, after))
         await self._committing.deliver(revision)
         return Outcome(
             revision=str(revision),
@@ -323,7 +323,7 @@ class Operations:
     async def commit_deny(
         self, denies: Mapping[DenyKey, str], author: Author, before: InForce, after: InForce
     ) -> Committed:
-        return await self._store.deny(denies, author, change.summary(before, after))
+        return await self._committing.deny(denies, author, change.summary(before, after))
 
     async def _commit_rollback(
         self, denies: Mapping[DenyKey, str], author: Author, held: InForce

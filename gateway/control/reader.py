@@ -12,6 +12,7 @@ from contextlib import aclosing, suppress
 
 import msgspec
 
+from gateway.control.carry_over import CarryOver
 from gateway.control.comparison import Comparison
 from gateway.control.deliver import Deliverer
 from gateway.control.divergence import Finding, Verdict, explain
@@ -39,6 +40,7 @@ class Reader:
         self._store = store
         self._deliverer = deliverer
         self._comparison = Comparison(store, deliverer)
+        self._carry_over = CarryOver(store, deliverer)
         self._operations = operations
         self._events = events
         self.troubles = Troubles(self._tell)
@@ -83,6 +85,8 @@ class Reader:
         """One comparison with the store, and what follows from it. Raises `StoreUnavailable`."""
         try:
             stored, lifted = await self._comparison.read(thorough=self._reconnected)
+            if await self._carry_over.give_back(stored):
+                stored, lifted = await self._comparison.read(thorough=True)
         except StateError as error:
             self._heard()
             await self._keep_out(error)

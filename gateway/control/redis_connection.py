@@ -61,12 +61,17 @@ class RedisLine:
     """One connection. A call that failed or was cancelled half-way leaves answers behind, which would be
     taken for the next call's: so it is closed then, and never used again."""
 
-    def __init__(self, connection: AbstractConnection, host: Host | None = None) -> None:
+    def __init__(self, connection: AbstractConnection, primary: Primary | None = None) -> None:
         self._connection = connection
-        self.host = host
-        """Where the sentinels said that it leads; None without Sentinel."""
+        self.primary = primary
+        """What the sentinels said of where it leads; None without Sentinel."""
         self.broken = False
         self.heard = -math.inf
+
+    @property
+    def life(self) -> int:
+        """Which of all primaries this is, by the sentinels' count of fail-overs; 0 without Sentinel."""
+        return self.primary.config_epoch if self.primary else 0
 
     async def call(self, *commands: Command) -> list[Any]:
         """The answers, in one round trip. Raises the first error of redis-py that is among them."""
@@ -217,7 +222,7 @@ class RedisConnections:
             primary = await self.primary()
         except errors.RedisError:
             return  # without sentinels there is no fail-over either
-        if primary is not None and primary.host != line.host:
+        if primary is not None and line.primary is not None and primary[:2] != line.primary[:2]:
             line.broken = True
             raise errors.ConnectionError(f"{self.address.service} has another primary now")
 
@@ -230,12 +235,16 @@ class RedisConnections:
         line = RedisLine(self.address.sentinel(sentinel))
         try:
             async with asyncio.timeout(SENTINEL_TIMEOUT_S):
-                (answer,) = await line.call(["SENTINEL", "MASTER", self.address.service])
+                # In the midst of a fail-over only the first names the new one, and both know that it has begun.
+                address, answer = await line.call(
+                    ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.address.service],
+                    ["SENTINEL", "MASTER", self.address.service],
+                )
         finally:
             line.broken = True
             await self._discard(line)
         known = {bytes(name): value for name, value in zip(answer[::2], answer[1::2], strict=True)}
-        host = known[b"ip"].decode(), int(known[b"port"])
+        host = address[0].decode(), int(address[1])
         return Primary(int(known[b"config-epoch"]), host, int(known[b"num-slaves"]))
 
     async def _take(self) -> RedisLine:
@@ -249,15 +258,15 @@ class RedisConnections:
 
     async def _open(self) -> RedisLine:
         primary = await self.primary()
-        host = primary.host if primary else None
-        line = RedisLine(self.address.server(host), host)
+        line = RedisLine(self.address.server(primary.host if primary else None), primary)
         self._lines.add(line)
         try:
-            if host is not None:
+            if primary is not None:
                 # A sentinel may be the last to hear of a fail-over.
                 (role,) = await line.call(["ROLE"])
                 if role[0] != b"master":
-                    raise errors.ConnectionError(f"{host[0]}:{host[1]} is no primary any more, or not yet")
+                    at = ":".join(map(str, primary.host))
+                    raise errors.ConnectionError(f"{at} is no primary any more, or not yet")
             return line
         except BaseException:
             await self._discard(line)

@@ -31,7 +31,7 @@ async def _outlives_a_fail_over(line: RedisLine, connections: RedisConnections) 
     such changes were lost in a fail-over of a primary that was only slow. What all have, whoever is promoted has.
     """
     primary = await connections.primary()
-    if primary is None or primary.host != line.host or not primary.replicas:
+    if primary is None or primary[:2] != (line.primary or ())[:2] or not primary.replicas:
         return False
     (reached,) = await line.call(["WAIT", primary.replicas, WAIT_MS])
     return bool(reached >= primary.replicas)

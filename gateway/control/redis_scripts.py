@@ -1,9 +1,13 @@
 """What the shared store does in more than one command: each script happens whole, in one order for all.
 
 Every change takes the keys `:state :deny :log :ops :signals` and the arguments op_id, actor, reason,
-changes (JSON, and before it `chain.told_sha256` of all four, in hex), then its own. It answers
-`{word, epoch, rev}` with the word `done`, `known` (this op_id was here before), `same` (nothing to change),
-`conflict`, or `late` (past the deadline that it came with, so nothing was changed).
+changes (JSON, and before it `chain.told_sha256` of all four, in hex), the life of the primary, the newest revision
+that the writer knows of, then its own. It answers `{word, epoch, rev}` with the word `done`, `known` (this op_id was
+here before), `same` (nothing to change), `conflict`, `late` (past the deadline that it came with), or `behind` (a
+fail-over lost revisions that the writer knows of): then nothing was changed.
+
+A life is that of one primary, by the sentinels' count of fail-overs; 0 without them. The first change of a life begins
+an epoch: what the primary before it had taken last, and lost, was answered under revisions that come after these.
 
 Reads come before writes, and the log before the rest: a key of a wrong type or a full memory then refuses
 the first write, and nothing is half done.
@@ -25,8 +29,10 @@ _COMMON = f"""{SHA256}
 local state, deny, log, ops, signals = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local op_id, actor, reason = ARGV[1], ARGV[2], ARGV[3]
 local told, changes = string.sub(ARGV[4], 1, 64), string.sub(ARGV[4], 65)
-local held = redis.call('HMGET', state, 'epoch', 'rev', 'sha256', 'head')
+local life, newest = ARGV[5], ARGV[6]
+local held = redis.call('HMGET', state, 'epoch', 'rev', 'sha256', 'head', 'life', 'first')
 local epoch, rev, sha = held[1], held[2], held[3]
+local new_life = epoch and tonumber(life) > (tonumber(held[5] or '0') or 0)
 redis.call('HLEN', deny)
 local known = redis.call('ZSCORE', ops, op_id)
 local time = redis.call('TIME')
@@ -61,11 +67,25 @@ local function commit(type)
   redis.call('ZREMRANGEBYRANK', ops, 0, -{OPS_KEPT + 1})
 end
 
+local function following(number)
+  return string.format('%.0f', tonumber(number) + 1)
+end
+
 local function advance(type)
-  rev = string.format('%.0f', tonumber(rev) + 1)
+  local base = new_life and epoch .. '.' .. rev
+  if base then epoch = following(epoch) end
+  rev = following(rev)
   commit(type)
   redis.call('HSET', state, 'epoch', epoch, 'rev', rev, 'op_id', op_id, 'actor', actor,
-    'reason', reason, 'commit_us', us)
+    'reason', reason, 'commit_us', us, 'life', life)
+  if base then redis.call('HSET', state, 'base', base, 'first', rev) end
+end
+
+local function behind()
+  local newest_epoch, newest_rev = string.match(newest, '^(%d+)%.(%d+)$')
+  newest_epoch, newest_rev = tonumber(newest_epoch), tonumber(newest_rev)
+  local ours = tonumber(epoch)
+  return new_life and (ours < newest_epoch or ours == newest_epoch and tonumber(rev) < newest_rev)
 end
 
 local function last_signal()
@@ -75,7 +95,10 @@ end
 """
 
 _ANSWER_KNOWN = """
-if epoch and known then return {'known', epoch, string.format('%.0f', known)} end
+-- One that was here before this epoch began is part of its first revision.
+if epoch and known then
+  return {'known', epoch, string.format('%.0f', math.max(known, tonumber(held[6] or '1') or 1))}
+end
 """
 
 # In an empty store older op ids and signals mean nothing; denies that are left stay, because too many of them
@@ -84,7 +107,7 @@ PUT = (
     _COMMON
     + _ANSWER_KNOWN
     + """
-local want_epoch, want_rev, doc, doc_sha = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
+local want_epoch, want_rev, doc, doc_sha = ARGV[7], ARGV[8], ARGV[9], ARGV[10]
 if not epoch and want_epoch == '0' and want_rev == '0' then
   local last = last_signal()
   epoch, rev, sha = '1', '0', doc_sha
@@ -108,8 +131,9 @@ DENY = (
     + _ANSWER_KNOWN
     + """
 if not epoch then return {'conflict', '0', '0'} end
+if behind() then return {'behind', epoch, rev} end
 local new = {}
-for i = 5, #ARGV, 2 do
+for i = 7, #ARGV, 2 do
   if redis.call('HEXISTS', deny, ARGV[i]) == 0 then new[#new + 1] = i end
 end
 if #new == 0 then return {'same', epoch, rev} end
@@ -121,10 +145,11 @@ return {'done', epoch, rev}
 """
 )
 
-# Own arguments: expected epoch and rev, the highest epoch known, base, document and its sha256, the last signal
-# that was done with here, then pairs of key and tombstone. Denies that nobody gave are those of an emptied or
-# damaged store; they get the new epoch's revision like the others, or whoever lifts one would be overruled by
-# its old, higher one. An unreadable one denies all the same: its key says what.
+# Own arguments: why ('settle', or 'carry over': only as the first change of a life), expected epoch and rev, the
+# highest epoch known, base, document and its sha256, the last signal that was done with here, then pairs of key and
+# tombstone. Who carries over has the denies whole. Otherwise those that nobody gave are those of an emptied or damaged
+# store; they get the new epoch's revision like the others, or whoever lifts one would be overruled by its old, higher
+# one. An unreadable one denies all the same: its key says what.
 RESTORE = (
     _COMMON
     + _ANSWER_KNOWN
@@ -135,10 +160,12 @@ local function counts(text)
 end
 local whole = counts(epoch) and counts(rev)
 local now_epoch, now_rev = whole and epoch or '0', whole and rev or '0'
-if now_epoch ~= ARGV[5] or now_rev ~= ARGV[6] then return {'conflict', now_epoch, now_rev} end
-local base, doc, doc_sha, seen = ARGV[8], ARGV[9], ARGV[10], ARGV[11]
+if now_epoch ~= ARGV[8] or now_rev ~= ARGV[9] then return {'conflict', now_epoch, now_rev} end
+local carries = ARGV[7] == 'carry over'
+if carries and not new_life then return {'same', now_epoch, now_rev} end
+local base, doc, doc_sha, seen = ARGV[11], ARGV[12], ARGV[13], ARGV[14]
 local cursor = redis.call('HGET', state, 'signals_id') or (seen ~= '' and seen) or last_signal()
-local denies, stored = {}, redis.call('HGETALL', deny)
+local denies, stored = {}, carries and {} or redis.call('HGETALL', deny)
 for i = 1, #stored, 2 do
   local tomb, found = string.gsub(stored[i + 1], '"rev":%d+', '"rev":1', 1)
   if found == 0 or not pcall(cjson.decode, tomb) then
@@ -146,12 +173,12 @@ for i = 1, #stored, 2 do
   end
   if string.find(stored[i], '|', 1, true) then denies[stored[i]] = tomb end
 end
-for i = 12, #ARGV, 2 do denies[ARGV[i]] = ARGV[i + 1] end
-epoch = string.format('%.0f', math.max(tonumber(now_epoch), tonumber(ARGV[7])) + 1)
-rev, sha = '0', doc_sha
+for i = 15, #ARGV, 2 do denies[ARGV[i]] = ARGV[i + 1] end
+epoch, rev, sha = following(math.max(tonumber(now_epoch), tonumber(ARGV[10]))), '0', doc_sha
+new_life = false
 redis.call('DEL', ops)
 advance('restore')
-redis.call('HSET', state, 'doc', doc, 'sha256', doc_sha, 'base', base, 'signals_id', cursor)
+redis.call('HSET', state, 'doc', doc, 'sha256', doc_sha, 'base', base, 'first', rev, 'signals_id', cursor)
 redis.call('DEL', deny)
 for key, tomb in pairs(denies) do redis.call('HSET', deny, key, tomb) end
 return {'done', epoch, rev}
@@ -165,9 +192,10 @@ UNDENY = (
     + _ANSWER_KNOWN
     + """
 if not epoch then return {'conflict', '0', '0'} end
-if tonumber(us) > tonumber(ARGV[5]) then return {'late', epoch, rev} end
+if tonumber(us) > tonumber(ARGV[7]) then return {'late', epoch, rev} end
+if behind() then return {'behind', epoch, rev} end
 local there = {}
-for i = 6, #ARGV do
+for i = 8, #ARGV do
   if redis.call('HEXISTS', deny, ARGV[i]) == 1 then there[#there + 1] = ARGV[i] end
 end
 if #there == 0 then return {'same', epoch, rev} end

@@ -2,7 +2,7 @@
 
 Keys, under one hash tag so that they share a slot: `{turnout:<namespace>}` and
 
-    :state      HASH epoch, rev, doc, sha256, op_id, actor, reason, commit_us, signals_id, base, head
+    :state      HASH epoch, rev, doc, sha256, op_id, actor, reason, commit_us, signals_id, base, head, life, first
     :deny       HASH route|digest → {version, rev, op_id, actor, reason, us}
     :log        STREAM, one entry a change; also what wakes the readers
     :signals    STREAM of rollback requests from outside
@@ -45,6 +45,7 @@ from gateway.control.store import (
     Ledger,
     Member,
     Signal,
+    StoreBehind,
     StoreUnavailable,
 )
 from gateway.routing.documents import Documents
@@ -80,6 +81,8 @@ class RedisStore:
         """The last one that was read, with its digest and its length in bytes."""
         self._applied = AppliedClock()
         self._done = DoneWith()
+        self._newest = Revision(0, 0)
+        """That was read or written here: a primary that lacks it came by a fail-over that lost it."""
 
     @property
     def heard(self) -> float:
@@ -94,13 +97,15 @@ class RedisStore:
         if not head and document is None:
             return None
         if document is None and head.get(b"sha256") == sha256.encode():
-            return in_force(head, fields(denies), lambda: state)
+            held = in_force(head, fields(denies), lambda: state)
+        else:
 
-        def decode() -> State:
-            return decode_document(self._documents, document, head.get(b"sha256"))
+            def decode() -> State:
+                return decode_document(self._documents, document, head.get(b"sha256"))
 
-        held = await asyncio.to_thread(in_force, head, fields(denies), decode)
-        self._document = text(head[b"sha256"]), len(document), held.state
+            held = await asyncio.to_thread(in_force, head, fields(denies), decode)
+            self._document = text(head[b"sha256"]), len(document), held.state
+        self._newest = max(self._newest, held.revision)
         return held
 
     async def put(self, state: State, expect: Revision, author: Author, changes: Changes) -> Committed:
@@ -115,12 +120,23 @@ class RedisStore:
     async def restore(
         self, held: InForce, expect: Revision, author: Author, changes: Changes, *, known_epoch: int = 0
     ) -> Committed:
+        own = self._beginning("settle", held, expect, known_epoch)
+        return await self._commit(redis_scripts.RESTORE, author, changes, own)
+
+    async def carry_over(
+        self, held: InForce, expect: Revision, author: Author, changes: Changes, *, known_epoch: int = 0
+    ) -> Committed | None:
+        own = self._beginning("carry over", held, expect, known_epoch)
+        done = await self._commit(redis_scripts.RESTORE, author, changes, own)
+        return None if done == expect else done
+
+    def _beginning(self, why: str, held: InForce, expect: Revision, known_epoch: int) -> list[str | bytes]:
         epoch = str(max(known_epoch, held.revision.epoch))
-        own: list[str | bytes] = [str(expect.epoch), str(expect.rev), epoch, str(held.revision)]
+        own: list[str | bytes] = [why, str(expect.epoch), str(expect.rev), epoch, str(held.revision)]
         own += [held.state.encoded, held.state.sha256, self._done.id]
         for key, deny in held.denies.items():
             own += [str(key), msgspec.json.encode(msgspec.structs.replace(deny, rev=1))]
-        return await self._commit(redis_scripts.RESTORE, author, changes, own)
+        return own
 
     async def deny(self, denies: Mapping[DenyKey, str], author: Author, changes: Changes) -> Committed:
         pairs: list[str | bytes] = []
@@ -216,14 +232,18 @@ class RedisStore:
         keys = [self._key(name) for name in ("state", "deny", "log", "ops", "signals")]
         encoded = encode_changes(changes)
         told = told_sha256(author.op_id, author.actor, author.reason, encoded)
-        arguments = [author.op_id, author.actor, author.reason, told.encode() + encoded, *own]
+        arguments = [author.op_id, author.actor, author.reason, told.encode() + encoded]
         async with self._connections.line() as line:
-            word, epoch, rev = await line.script(script, keys, arguments)
+            newest = str(self._newest)
+            word, epoch, rev = await line.script(script, keys, [*arguments, line.life, newest, *own])
             revision = Revision(int(epoch), int(rev))
             if word == b"conflict":
                 raise Conflict(revision)
             if word == b"late":
                 raise StoreUnavailable(f"Redis at {self._connections.address.masked}: it took too long")
+            if word == b"behind":
+                raise StoreBehind(f"after a fail-over the store is at revision {revision}, before {newest}")
+            self._newest = max(self._newest, revision)
             # On the same connection: a server knows of each what it has written last.
             kept = await durable(line, self._connections) if word == b"done" else None
         return Committed(*revision, durable=kept)

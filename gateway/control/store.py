@@ -34,6 +34,10 @@ class StoreDiverged(StoreError):
     """The store holds another state than this replica, and a person has to say which of them is right."""
 
 
+class StoreBehind(StoreDiverged):
+    """A fail-over has just lost changes that are known here, and nobody has made another since: `carry_over`."""
+
+
 class Author(msgspec.Struct, frozen=True, kw_only=True):
     """Who changes something and why. `op_id` makes a retried write the same write."""
 
@@ -112,6 +116,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     """The highest revision of a deny that is applied: a deny may be ahead of the document."""
     deny_n: int
     sha256: str
+    base: str = ""
+    """The revision that its epoch continues; "" of a replica of an earlier release."""
     status: str
     """ACK, or NACK with `error`: the replica keeps the revision it names and refuses a later one. LOST: this is what
     it said last, and it has fallen silent since (see `member`)."""
@@ -153,12 +159,20 @@ class Store(Protocol):
         in `held` or in the store. It mends a damaged document. Raises `Conflict`.
         """
 
+    async def carry_over(
+        self, held: InForce, expect: Revision, author: Author, changes: Changes, *, known_epoch: int = 0
+    ) -> Committed | None:
+        """As `restore`, by nobody's hand: the first change after a fail-over that lost some gives back what `held`
+        has. Denied is what is denied in `held`. None, and nothing done, where there was no fail-over, or somebody
+        has made a change since. Raises `Conflict`.
+        """
+
     async def deny(self, denies: Mapping[DenyKey, str], author: Author, changes: Changes) -> Committed:
         """Adds denies (key → version for people); needs no expected revision, because denies commute.
 
         Denies that exist already are left as they are; where all of them do, nothing changes and the
         present revision is returned. An empty store has nothing to deny: `Conflict` with 0.0, as from
-        `undeny` and `reject`.
+        `undeny` and `reject`. Raises `StoreBehind`, as `undeny` does.
         """
 
     async def undeny(self, keys: Sequence[DenyKey], author: Author, changes: Changes) -> Committed:
@@ -212,6 +226,7 @@ __all__ = [
     "Member",
     "Signal",
     "Store",
+    "StoreBehind",
     "StoreDiverged",
     "StoreError",
     "StoreRefused",

@@ -136,6 +136,7 @@ class Condition:
             denies_rev=max((deny.rev for deny in held.denies.values()), default=0),
             deny_n=len(held.denies),
             sha256=held.state.sha256,
+            base=str(held.base),
             status="NACK" if refusal else "ACK",
             error=refusal,
             workers_ok=self.pool.applied(held),

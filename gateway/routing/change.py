@@ -218,6 +218,18 @@ def summary(before: InForce, after: InForce) -> list[dict[str, Any]]:
     ]
 
 
+def lifting(before: InForce, after: InForce) -> list[dict[str, Any]]:
+    """As `summary`, of each route of which denies are lifted, with their keys' text as "lifted"."""
+    lifted: dict[str, list[str]] = {}
+    for key in before.denies.keys() - after.denies.keys():
+        lifted.setdefault(key.route, []).append(str(key))
+    old, new = _describe(before, lifted), _describe(after, lifted)
+    return [
+        {"route": name, "before": old.get(name), "after": new.get(name), "lifted": sorted(lifted[name])}
+        for name in sorted(lifted)
+    ]
+
+
 def describe_serving(held: InForce, names: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
     """By route and variant: the version that answers, its declared weight and the share it gets, per cent.
 

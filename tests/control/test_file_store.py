@@ -201,7 +201,7 @@ async def test_a_lock_that_is_never_released_is_named(
 
     store = FileStore(directory)
     await store.put(document(), EMPTY, author("a"), [])
-    monkeypatch.setattr("gateway.control.file_store.LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("gateway.control.file_lock.LOCK_TIMEOUT_S", 0.05)
     handle = os.open(directory / "lock", os.O_RDWR)
     fcntl.flock(handle, fcntl.LOCK_EX)
     with pytest.raises(StoreUnavailable, match="lock"):

@@ -261,10 +261,12 @@ class Operator:
         def acknowledged() -> bool:
             if len(change.acknowledged_ns) < len(self._fleet.replicas):
                 self._look(next(replicas), change)
-            return len(change.acknowledged_ns) == len(self._fleet.replicas)
+            everybody = len(change.acknowledged_ns) == len(self._fleet.replicas)
+            return everybody or change.outcome != "done"
 
         if self._wait(acknowledged, GIVE_UP_S):
-            self._budget.count()
+            if change.outcome == "done":
+                self._budget.count()
         else:
             self._note(f"missed: {change}")
             self._budget.stop()
@@ -276,10 +278,21 @@ class Operator:
         except (TypeError, KeyError):
             return
         assert change.label is not None
+        if any(lacks(member, change.label) for member in members):
+            self._lost(change)
+            return
         for member in members:
             number = self._fleet.names.get(member["replica"])
             if number is not None and has(member, change):
                 change.acknowledged_ns.setdefault(number, now_ns())
+
+    def _lost(self, change: Change) -> None:
+        """A fail-over left it out. A replica that has a deny publishes it once more; a weight is gone."""
+        if change.register == "denied" and change.value:
+            self._publication(change)
+        elif not change.durable:
+            change.outcome = "unknown"
+            self._find_out(change)
 
     def _wait(self, condition: Callable[[], bool], seconds: float) -> bool:
         until = now_ns() + int(seconds * 1e9)
@@ -296,9 +309,15 @@ def has(member: dict[str, Any], change: Change) -> bool:
     if member["workers_ok"] < member["workers_total"] or member["status"] != "ACK":
         return False
     if member["epoch"] != change.label.epoch:
-        return bool(member["epoch"] > change.label.epoch)
+        return bool(member["epoch"] > change.label.epoch and not lacks(member, change.label))
     ahead = member["denies_rev"] if change.register == "denied" and change.value else 0
     return bool(max(member["rev"], ahead) >= change.label.rev)
+
+
+def lacks(member: dict[str, Any], label: Label) -> bool:
+    """Whether a later revision of a member continues what was before a change, which a fail-over lost."""
+    base = Label.parse(member["base"])
+    return bool(member["epoch"] > label.epoch == base.epoch and base.rev < label.rev)
 
 
 def _pause(seconds: float) -> None:
