@@ -14,7 +14,7 @@ from gateway.control.deliver import PrepareFailed
 from gateway.control.store import Conflict, StoreDiverged, StoreUnavailable
 from gateway.control.weights_errors import WeightsError, WeightsRefused
 from gateway.routing.change import ChangeRefused, UnknownName
-from gateway.routing.manifest import ManifestError
+from gateway.routing.manifest_values import ManifestError
 from gateway.routing.state import StateError
 from registry_client import errors as registry
 

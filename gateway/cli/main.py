@@ -11,7 +11,7 @@ import click
 
 from gateway.cli.errors import AdminError
 from gateway.routing.change import ChangeRefused
-from gateway.routing.manifest import ManifestError
+from gateway.routing.manifest_values import ManifestError
 from gateway.settings import DEFAULT_ADMIN_PORT, SettingsError
 from registry_client.errors import RegistryError
 

@@ -13,7 +13,8 @@ from gateway.control.operations import Operations
 from gateway.control.store import Author, Conflict, StoreError
 from gateway.control.weights_errors import WeightsError
 from gateway.routing.change import ChangeRefused
-from gateway.routing.manifest import Manifest, ManifestError
+from gateway.routing.manifest import Manifest
+from gateway.routing.manifest_values import ManifestError
 from gateway.routing.state import EMPTY, Revision, StateError
 from registry_client.errors import RegistryError
 

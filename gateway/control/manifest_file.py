@@ -6,7 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.routing.manifest import Manifest, ManifestError, parse_manifest
+from gateway.routing.manifest import Manifest, parse_manifest
+from gateway.routing.manifest_values import ManifestError
 
 
 def read_manifest(path: Path) -> Manifest:

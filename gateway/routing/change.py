@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from gateway.routing.exposure import leased
-from gateway.routing.manifest import ManifestError, basis_points
+from gateway.routing.manifest_values import ManifestError, basis_points
 from gateway.routing.state import WHOLE_BP, DenyKey, InForce, Route, State, Variant
 from gateway.routing.table import RouteEntry, compile_route
 

@@ -12,7 +12,7 @@ from gateway.control.deliver import PrepareFailed
 from gateway.control.store import Conflict, StoreError, StoreUnavailable
 from gateway.control.weights_errors import WeightsError
 from gateway.routing.change import ChangeRefused, UnknownName
-from gateway.routing.manifest import ManifestError
+from gateway.routing.manifest_values import ManifestError
 from gateway.routing.state import Revision, StateError
 from registry_client import errors as registry
 from registry_client.errors import RegistryError

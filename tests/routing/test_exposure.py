@@ -7,7 +7,8 @@ import pytest
 
 from gateway.routing.change import ChangeRefused, UnknownName, renew, version_of
 from gateway.routing.exposure import Count, Trip, follows, lapsed, limited, reached, written
-from gateway.routing.manifest import ManifestError, parse_manifest
+from gateway.routing.manifest import parse_manifest
+from gateway.routing.manifest_values import ManifestError
 from gateway.routing.plan import make_plan
 from gateway.routing.state import (
     DenyKey,

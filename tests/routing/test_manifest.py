@@ -5,14 +5,8 @@ import hashlib
 import pytest
 import yaml
 
-from gateway.routing.manifest import (
-    LONGEST_DURATION_MS,
-    SIZE_LIMIT_BYTES,
-    DeclaredRoute,
-    ManifestError,
-    duration_ms,
-    parse_manifest,
-)
+from gateway.routing.manifest import SIZE_LIMIT_BYTES, DeclaredRoute, parse_manifest
+from gateway.routing.manifest_values import LONGEST_DURATION_MS, ManifestError, duration_ms
 from gateway.routing.state import EngineOptions
 from registry_client.models import ModelRef
 
