@@ -7,7 +7,8 @@ here before), `same` (nothing to change), `conflict`, `late` (past the deadline 
 fail-over lost revisions that the writer knows of): then nothing was changed.
 
 A life is that of one primary, by the sentinels' count of fail-overs; 0 without them. The first change of a life begins
-an epoch: what the primary before it had taken last, and lost, was answered under revisions that come after these.
+an epoch, as many further as fail-overs were since: what the primaries between had taken, and lost, was answered under
+revisions of their own.
 
 Reads come before writes, and the log before the rest: a key of a wrong type or a full memory then refuses
 the first write, and nothing is half done.
@@ -32,7 +33,8 @@ local told, changes = string.sub(ARGV[4], 1, 64), string.sub(ARGV[4], 65)
 local life, newest = ARGV[5], ARGV[6]
 local held = redis.call('HMGET', state, 'epoch', 'rev', 'sha256', 'head', 'life', 'first')
 local epoch, rev, sha = held[1], held[2], held[3]
-local new_life = epoch and tonumber(life) > (tonumber(held[5] or '0') or 0)
+local last_life = tonumber(held[5] or '')
+local new_life = epoch and tonumber(life) > (last_life or 0)
 redis.call('HLEN', deny)
 local known = redis.call('ZSCORE', ops, op_id)
 local time = redis.call('TIME')
@@ -67,14 +69,16 @@ local function commit(type)
   redis.call('ZREMRANGEBYRANK', ops, 0, -{OPS_KEPT + 1})
 end
 
-local function following(number)
-  return string.format('%.0f', tonumber(number) + 1)
+local function plus(number, more)
+  return string.format('%.0f', tonumber(number) + more)
 end
+
+-- Earlier releases wrote down no life.
+local fail_overs = new_life and (last_life and tonumber(life) - last_life or 1) or 0
 
 local function advance(type)
   local base = new_life and epoch .. '.' .. rev
-  if base then epoch = following(epoch) end
-  rev = following(rev)
+  epoch, rev = plus(epoch, fail_overs), plus(rev, 1)
   commit(type)
   redis.call('HSET', state, 'epoch', epoch, 'rev', rev, 'op_id', op_id, 'actor', actor,
     'reason', reason, 'commit_us', us, 'life', life)
@@ -174,8 +178,8 @@ for i = 1, #stored, 2 do
   if string.find(stored[i], '|', 1, true) then denies[stored[i]] = tomb end
 end
 for i = 15, #ARGV, 2 do denies[ARGV[i]] = ARGV[i + 1] end
-epoch, rev, sha = following(math.max(tonumber(now_epoch), tonumber(ARGV[10]))), '0', doc_sha
-new_life = false
+epoch, rev, sha = plus(math.max(now_epoch + fail_overs, math.max(now_epoch, ARGV[10]) + 1), 0), '0', doc_sha
+new_life, fail_overs = false, 0
 redis.call('DEL', ops)
 advance('restore')
 redis.call('HSET', state, 'doc', doc, 'sha256', doc_sha, 'base', base, 'first', rev, 'signals_id', cursor)
