@@ -19,6 +19,8 @@ from gateway.control.store import StoreRefused, StoreUnavailable
 CALL_TIMEOUT_S = 1.5
 """Of a whole call, the making of its connection included: a frozen server is noticed within 2 s."""
 SENTINEL_TIMEOUT_S = 0.5
+SENTINELS_LAG_S = 10.0
+"""How long sentinels that name an older primary than was named before are taken to be late."""
 CONNECTIONS = 8
 """At most at once, beside those that wait for news."""
 
@@ -135,6 +137,10 @@ class RedisConnections:
         self._places = asyncio.Semaphore(CONNECTIONS)
         self._heard = time.monotonic()
         self._closed = False
+        self._life = 0
+        """Of the newest primary that any sentinel has named."""
+        self._older_since: float | None = None
+        """Since when they name none but an older one."""
 
     @property
     def heard(self) -> float:
@@ -149,6 +155,9 @@ class RedisConnections:
                 line = await self._take()
                 try:
                     yield line
+                    if line.life < self._life:
+                        # It was frozen, and answers now by what it had: not by what is in force.
+                        raise errors.ConnectionError("it was deposed meanwhile")
                 except errors.RedisError:
                     # Also what the server refuses: it may be a primary no longer.
                     line.broken = True
@@ -205,7 +214,7 @@ class RedisConnections:
                     answers.append(await answer)
                 except (errors.RedisError, OSError, TimeoutError) as error:
                     failed = error
-                if len(answers) > len(asked) // 2:
+                if len(answers) > len(asked) // 2 and max(answers).config_epoch >= self._life:
                     break
         finally:
             for task in asked:
@@ -213,7 +222,23 @@ class RedisConnections:
             await asyncio.gather(*asked, return_exceptions=True)
         if not answers:
             raise errors.ConnectionError(f"no sentinel knows where {self.address.service} is: {failed}")
-        return max(answers)
+        newest = max(answers)
+        self._see_that_it_is_newest(newest)
+        return newest
+
+    def _see_that_it_is_newest(self, primary: Primary) -> None:
+        """Raises `ConnectionError` where a newer one was named before, and may only be unknown to these sentinels.
+
+        Not for ever: sentinels that were set up anew count from 0.
+        """
+        now = time.monotonic()
+        if primary.config_epoch < self._life:
+            self._older_since = self._older_since or now
+            if now - self._older_since < SENTINELS_LAG_S:
+                raise errors.ConnectionError(
+                    f"the sentinels name a primary of {self.address.service} that was deposed"
+                )
+        self._life, self._older_since = primary.config_epoch, None
 
     async def see_that_it_leads(self, line: RedisLine) -> None:
         """Breaks a connection whose server was deposed. It does not know of that for up to ten seconds, and
@@ -250,7 +275,7 @@ class RedisConnections:
     async def _take(self) -> RedisLine:
         while self._idle:
             line = self._idle.pop()
-            if await line.usable():
+            if line.life >= self._life and await line.usable():
                 return line
             line.broken = True
             await self._give_back(line)

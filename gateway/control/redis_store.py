@@ -243,7 +243,7 @@ class RedisStore:
                 raise StoreUnavailable(f"Redis at {self._connections.address.masked}: it took too long")
             if word == b"behind":
                 raise StoreBehind(f"after a fail-over the store is at revision {revision}, before {newest}")
-            self._newest = max(self._newest, revision)
             # On the same connection: a server knows of each what it has written last.
             kept = await durable(line, self._connections) if word == b"done" else None
+        self._newest = max(self._newest, revision)
         return Committed(*revision, durable=kept)

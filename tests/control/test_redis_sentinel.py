@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from gateway.control import redis_connection
 from gateway.control.redis_store import RedisStore
 from gateway.control.store import Committed, Conflict, StoreBehind, StoreUnavailable
 from gateway.routing.state import DenyKey, Revision
@@ -203,6 +204,40 @@ class TestWhatIsNotTheStore:
         with pytest.raises(StoreUnavailable, match="no primary"):
             await store.read()
         await store.aclose()
+
+    async def test_what_a_deposed_primary_answers_late_counts_for_nothing(
+        self, sentinel_group: SentinelGroup, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As one that was frozen does when it thaws: its data would look like a loss of what came since."""
+        monkeypatch.setattr(redis_connection, "CALL_TIMEOUT_S", 30.0)
+        await store.put(document(), EMPTY, author("a"), [])
+        connections = store._connections
+        with pytest.raises(StoreUnavailable, match="it was deposed meanwhile"):
+            async with connections.line() as line:
+                await in_thread(sentinel_group.fail_over)
+                primary = await connections.primary()
+                assert primary is not None and primary.config_epoch > line.life
+        assert (await committed(store, 1)).epoch == 2
+
+    async def test_sentinels_that_count_from_the_beginning_are_late_or_new(
+        self, sentinel_group: SentinelGroup, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await store.put(document(), EMPTY, author("a"), [])
+        now = await in_thread(sentinel_group.fail_over)
+        assert now is not None
+        made = await committed(store, 1)
+        for sentinel in sentinel_group.sentinels:
+            sentinel_group.ask(sentinel, "SENTINEL", "REMOVE", SERVICE)
+        # Not one by one: they would learn the old count from each other.
+        for sentinel in sentinel_group.sentinels:
+            sentinel_group.ask(sentinel, "SENTINEL", "MONITOR", SERVICE, "127.0.0.1", str(now.port), "2")
+        with pytest.raises(StoreUnavailable, match="that was deposed"):
+            async with store._connections.waiting_line():
+                pass
+        monkeypatch.setattr(redis_connection, "SENTINELS_LAG_S", 0.0)
+        async with store._connections.waiting_line() as line:
+            assert line.life == 0
+        assert (await committed(store, 2)).epoch == made.epoch
 
     async def test_no_sentinel_answers(self, sentinel_group: SentinelGroup) -> None:
         sentinel_group.sentinels[0].freeze()
