@@ -7,7 +7,8 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any
 
-from gateway.control.redis_connection import CALL_TIMEOUT_S, RedisLine
+from gateway.control import redis_connection
+from gateway.control.redis_connection import RedisLine
 from gateway.control.redis_scripts import LOOK
 from gateway.control.redis_values import SIGNAL_BYTES, SIGNAL_FIELDS, fields, signal
 from gateway.control.store import Signal
@@ -39,7 +40,7 @@ async def news(
     """
     cursors = _Cursors(key("log"), key("signals"), key("state"), done)
     while True:
-        async with asyncio.timeout(CALL_TIMEOUT_S):
+        async with asyncio.timeout(redis_connection.CALL_TIMEOUT_S):
             signals = await cursors.renew(line)
         until = time.monotonic() + COMPARE_S * jitter()
         yield signals, True
