@@ -225,6 +225,8 @@ class Operator:
             if standing is None or None in documents:
                 return False
             change.replied_ns = now_ns()
+            # Of the revision that it was lost with.
+            change.acknowledged_ns.clear()
             if getattr(standing, change.register) == change.value:
                 change.label = max(Label.parse(document["revision"]).revision for document in documents)
                 change.outcome = "done"
