@@ -137,7 +137,7 @@ class Deliverer:
                 self._ring(target)
         elif target.denies.keys() - self.held.denies.keys() and self.held is not EMPTY:
             # Before anything that takes time: a rollback waits for nobody's weights.
-            self._ring(_also_denied(self.held, target.denies))
+            self._ring(_also_denied(self.held, _seen_from(self.held, target)))
         self._wake.set()
 
     def deny_now(self, denies: Mapping[DenyKey, str], author: Author, now_us: int) -> asyncio.Task[None]:
@@ -309,6 +309,13 @@ def _warn_of_what_is_left(held: InForce, target: InForce) -> None:
             base,
             held.revision,
         )
+
+
+def _seen_from(held: InForce, target: InForce) -> Mapping[DenyKey, Deny]:
+    """The denies of a later state as of one that does not have them: by its epoch's count they may look earlier."""
+    if held.revision.epoch == target.revision.epoch:
+        return target.denies
+    return {key: msgspec.structs.replace(deny, rev=0) for key, deny in target.denies.items()}
 
 
 def _also_denied(held: InForce, denies: Mapping[DenyKey, Deny]) -> InForce:

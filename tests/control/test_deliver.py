@@ -93,6 +93,22 @@ class TestDenies:
         await plane.hears_of_denies("2")
         bring_back()
 
+    async def test_one_of_a_new_epoch_is_ahead_of_the_document_however_it_counts(
+        self, plane: ControlPlane
+    ) -> None:
+        """Or two answers of one revision would differ: 2.1 comes after 1.9, and 1 before 9."""
+        plane.run()
+        await plane.apply()
+        held = msgspec.structs.replace(plane.deliverer.held, revision=Revision(1, 9))
+        plane.deliverer.offer(held)
+        await soon(plane.deliverer.wait_for(Revision(1, 9)))
+        plane.hide("3")
+        state, denies = with_variant(held, "third", "3"), in_store(deny_of(held, "2"), 1)
+        plane.deliverer.offer(InForce(revision=Revision(2, 1), state=state, denies=denies))
+        await plane.hears_of_denies("2")
+        assert plane.deliverer.held.label == "1.9+1"
+        assert plane.deliverer.newest.denies == denies
+
     async def test_a_deny_of_what_a_document_that_waits_allows_again_is_not_lost(
         self, plane: ControlPlane
     ) -> None:

@@ -12,9 +12,12 @@ NOTICED_S = 2.0
 
 
 def late_s(change: Change, faults: Sequence[Fault]) -> float:
-    """From the end of the last fault that a change met, or from its beginning, to its last acknowledgement."""
+    """From the end of the last fault that a change met, or from its beginning, to its last acknowledgement.
+
+    A signal that was lost with its primary begins when it is sent again: nobody has heard of it before.
+    """
     until_ns = max(change.acknowledged_ns.values(), default=0)
-    since_ns = change.sent_ns
+    since_ns = max(change.sent_ns, change.sent_again_ns)
     for fault in faults:
         if fault.over_ns >= change.sent_ns and fault.began_ns <= until_ns:
             since_ns = max(since_ns, fault.over_ns)

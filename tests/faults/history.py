@@ -82,6 +82,8 @@ class Change(msgspec.Struct, kw_only=True):
     sent_ns: int
     through: int = -1
     """The replica that was asked, -1 for a signal."""
+    sent_again_ns: int = 0
+    """When a signal that the store had lost was sent last."""
     replied_ns: int = 0
     """The answer, or when it was found out what became of the change."""
     outcome: Literal["done", "refused", "unknown"] = "unknown"

@@ -127,6 +127,7 @@ class Operator:
         fields = {"action": "rollback", "route": ROUTES[self._route], "reason": "faults"}
         until = now_ns() + int(GIVE_UP_S * 1e9)
         while now_ns() < until:
+            change.sent_again_ns = now_ns()
             try:
                 handled = partial(self._handled, self._store.signal(fields))
                 if self._wait(handled, GIVE_UP_S) and self._publication(change, AGAIN_S):
